@@ -1,0 +1,64 @@
+"""Proximal Policy Optimization: exact at episode boundaries, easy to take apart.
+
+Two lines are enough::
+
+    agent = PPOAgent().learn("Pendulum-v1", steps=200_000)
+    agent.save("pendulum.safetensors")
+"""
+
+from ppo import errors
+from ppo._version import __version__
+from ppo.advantages import (
+    AdvantageEstimate,
+    discounted_returns,
+    gae,
+    lambda_returns,
+    n_step_returns,
+    normalize,
+)
+from ppo.agent import PPOAgent
+from ppo.collector import RolloutCollector
+from ppo.config import PPOConfig
+from ppo.distributions import Categorical, DiagonalGaussian
+from ppo.errors import PPOError
+from ppo.evaluation import EvaluationResult, evaluate
+from ppo.losses import PPOLoss, approximate_kl, explained_variance, ppo_loss
+from ppo.policies import ActorCritic, Evaluation, Policy, PolicyConfig, make_policy
+from ppo.report import Report
+from ppo.rollout import Batch, Episode, Rollout
+from ppo.schedules import Constant, Linear, Schedule
+
+__all__ = [
+    "ActorCritic",
+    "AdvantageEstimate",
+    "Batch",
+    "Categorical",
+    "Constant",
+    "DiagonalGaussian",
+    "Episode",
+    "Evaluation",
+    "EvaluationResult",
+    "Linear",
+    "PPOAgent",
+    "PPOConfig",
+    "PPOError",
+    "PPOLoss",
+    "Policy",
+    "PolicyConfig",
+    "Report",
+    "Rollout",
+    "RolloutCollector",
+    "Schedule",
+    "__version__",
+    "approximate_kl",
+    "discounted_returns",
+    "errors",
+    "evaluate",
+    "explained_variance",
+    "gae",
+    "lambda_returns",
+    "make_policy",
+    "n_step_returns",
+    "normalize",
+    "ppo_loss",
+]

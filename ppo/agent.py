@@ -1,0 +1,396 @@
+"""`PPOAgent`: a thin assembly of collector, returns, loss and gradient step."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from ppo.advantages import gae, normalize
+from ppo.checkpoint import read_checkpoint, versions, write_checkpoint
+from ppo.collector import RolloutCollector
+from ppo.config import PPOConfig
+from ppo.envs import EnvLike
+from ppo.errors import CheckpointError, NonFiniteError, PPOError, SpaceError
+from ppo.evaluation import EvaluationResult, evaluate
+from ppo.learner import Learner
+from ppo.losses import explained_variance
+from ppo.policies.actor_critic import make_policy
+from ppo.policies.protocol import Policy
+from ppo.progress import progress_bar
+from ppo.report import Callback, Report
+from ppo.rollout import Episode, Rollout
+from ppo.spaces import Space, make_action_adapter, space_from_dict, space_to_dict
+from ppo.statistics import RewardScaler
+
+__all__ = ["PPOAgent"]
+
+
+class PPOAgent:
+    """Proximal Policy Optimization (Schulman et al. 2017, algorithm 1).
+
+    Args:
+        policy: Any module that meets the `Policy` protocol; None builds the default one from the
+            environment's spaces at the first `learn`.
+        config: Hyperparameters.
+        seed: Seeds initial weights, environments, actions and minibatches. No global generator
+            is read or written.
+        device: Where policy and rollouts live.
+        logger: Called with a `Report` after every update.
+
+    Attributes:
+        policy: The policy; None until it is built.
+        config: The hyperparameters.
+        steps: Transitions trained on so far.
+        goal: Transitions at which the latest `learn` ends, or was to end.
+        updates: Updates so far.
+        observation_space: Of one environment; None until known.
+        action_space: Of one environment; None until known.
+
+    Example:
+        >>> from ppo import PPOAgent, PPOConfig
+        >>> agent = PPOAgent(config=PPOConfig(num_envs=2, num_steps=32))
+        >>> agent.learn("CartPole-v1", steps=128).steps
+        128
+        >>> int(agent.act(np.zeros(4, np.float32))) in (0, 1)
+        True
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module | None = None,
+        *,
+        config: PPOConfig = PPOConfig(),
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        logger: Callable[[Report], object] | None = None,
+    ) -> None:
+        self.config = config
+        self.seed = seed
+        self.device = torch.device(device)
+        self.policy: Any = None
+        self.steps = 0
+        self.updates = 0
+        self.observation_space: Space | None = None
+        self.action_space: Space | None = None
+        self._logger = logger
+        self.goal = 0
+        self._learn_calls = 0
+        self._generator = torch.Generator().manual_seed(self._child_seed(0))
+        self._act_generator = torch.Generator().manual_seed(self._child_seed(1))
+        self._reward_scaler: RewardScaler | None = None
+        self._recent: deque[Episode] = deque(maxlen=100)
+        if policy is not None:
+            self._adopt(policy)
+
+    def _child_seed(self, key: int) -> int:
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(key,))
+        return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+
+    def _adopt(self, policy: nn.Module) -> None:
+        config = self.config
+        self.policy = policy.to(self.device)
+        self._learner = Learner(
+            policy,
+            num_epochs=config.num_epochs,
+            minibatch_size=config.minibatch_size,
+            value_coef=config.value_coef,
+            value_clip_range=config.value_clip_range,
+            max_grad_norm=config.max_grad_norm,
+            target_kl=config.target_kl,
+            adam_eps=config.adam_eps,
+            normalize_advantages=config.normalize_advantages == "minibatch",
+        )
+
+    def _build(self, observation_space: Space, action_space: Space) -> None:
+        """Make the policy for these spaces, or check that it is for them."""
+        if self.observation_space is not None:
+            spaces = (self.observation_space, self.action_space)
+            if spaces != (observation_space, action_space):
+                raise SpaceError(
+                    f"this agent was trained with spaces {spaces[0]} and {spaces[1]}, but the "
+                    f"environment has {observation_space} and {action_space}; "
+                    "use another agent, or wrap the environment"
+                )
+        if self.policy is None:
+            seed = self._child_seed(2)
+            self._adopt(make_policy(observation_space, action_space, self.config.policy, seed=seed))
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def _env(self, env: EnvLike) -> EnvLike:
+        """The configured environment where its id is given, with its arguments and wrappers."""
+        return self.config.env_factory() if isinstance(env, str) and env == self.config.env else env
+
+    def learn(
+        self,
+        env: EnvLike,
+        steps: int,
+        *,
+        callback: Callback | None = None,
+        progress: bool | None = None,
+    ) -> Self:
+        """Train for at least `steps` further transitions; calling it again continues.
+
+        Schedules run over all transitions from the first to the end of this call.
+
+        Args:
+            env: As for `RolloutCollector`; the id in the config brings the config's arguments
+                and wrappers.
+            steps: Transitions over all environments, at least 1; rounded up to whole rollouts.
+            callback: Called with a `Report` after each update; returning False stops.
+            progress: Show a progress bar; None shows one on a terminal.
+
+        Returns:
+            The agent itself.
+
+        Raises:
+            NonFiniteError: NaN or infinity was met; the agent is as it was before the update.
+            PPOError: As for `RolloutCollector`, and for an environment with other spaces.
+            ValueError: `steps` is below 1.
+        """
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        goal = self.steps + steps
+        show = sys.stderr.isatty() if progress is None else progress
+        with self._collector(env) as collector, progress_bar(self.steps, goal, show) as bar:
+            self._build(collector.observation_space, collector.action_space)
+            self.goal = goal
+            self._learn_calls += 1
+            if self._reward_scaler is not None:
+                self._reward_scaler.reset(collector.num_envs)
+            while self.steps < goal:
+                start = time.perf_counter()
+                rollout = collector.collect(self.policy, self.config.num_steps)
+                metrics = self.update(rollout)
+                metrics["steps_per_second"] = rollout.num_transitions / (
+                    time.perf_counter() - start
+                )
+                report = self._report(rollout, metrics)
+                bar(report)
+                if self._logger is not None:
+                    self._logger(report)
+                if callback is not None and callback(report) is False:
+                    break
+        return self
+
+    def _collector(self, env: EnvLike) -> RolloutCollector:
+        return RolloutCollector(
+            self._env(env),
+            num_envs=self.config.num_envs,
+            num_workers=0 if isinstance(env, VectorEnv) else self.config.num_workers,
+            seed=np.random.SeedSequence(self.seed, spawn_key=(3, self._learn_calls)),
+            device=self.device,
+        )
+
+    def _report(self, rollout: Rollout, metrics: dict[str, float]) -> Report:
+        self._recent.extend(rollout.episodes)
+        for name in ("episode_return", "episode_length"):
+            values = [getattr(episode, name) for episode in self._recent]
+            metrics[name] = float(np.mean(values)) if values else float("nan")
+        return Report(
+            steps=self.steps,
+            goal=self.goal,
+            updates=self.updates,
+            metrics=metrics,
+            episodes=rollout.episodes,
+        )
+
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Improve the policy on one rollout: the whole of PPO.
+
+        Args:
+            rollout: Collected with `agent.policy` as it is now.
+
+        Returns:
+            `policy_loss, value_loss, entropy, approx_kl, clip_fraction, grad_norm` (means over
+            all minibatches), `explained_variance` and `learning_rate`.
+
+        Raises:
+            NonFiniteError: A value, advantage, loss or gradient is not finite. Policy and
+                optimizer are as they were before the call.
+            PPOError: There is no policy yet.
+        """
+        if self.policy is None:
+            raise PPOError("update needs a policy: pass one to PPOAgent, or call learn first")
+        config = self.config
+        rewards = self._scale_rewards(rollout) if config.normalize_rewards else rollout.rewards
+        advantages, returns = gae(
+            rewards,
+            rollout.values,
+            rollout.next_values,
+            rollout.terminated,
+            rollout.truncated,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+        )
+        _check_finite(rollout, advantages)
+        explained = explained_variance(rollout.values, returns, rollout.valid)
+        if config.normalize_advantages == "rollout":
+            advantages = normalize(advantages, rollout.valid)
+        batch = rollout.flatten(advantages=advantages, returns=returns)  # [T, N] -> [B]
+
+        progress = self.steps / max(self.goal, self.steps, 1)
+        learning_rate = config.learning_rate(progress)
+        metrics = self._learner.improve(
+            batch,
+            self._generator,
+            learning_rate=learning_rate,
+            clip_range=config.clip_range(progress),
+            entropy_coef=config.entropy_coef(progress),
+        )
+        if hasattr(self.policy, "update_normalizer"):
+            self.policy.update_normalizer(batch.obs)
+        self.steps += rollout.num_transitions
+        self.updates += 1
+        metrics["explained_variance"] = float(explained)
+        metrics["learning_rate"] = learning_rate
+        return metrics
+
+    def _scale_rewards(self, rollout: Rollout) -> Tensor:
+        num_envs = rollout.rewards.shape[1]
+        if self._reward_scaler is None:
+            self._reward_scaler = RewardScaler(self.config.gamma, num_envs)
+        return self._reward_scaler(
+            rollout.rewards, rollout.terminated, rollout.truncated, rollout.valid
+        )
+
+    def act(self, obs: Any, *, deterministic: bool = True) -> Any:
+        """Choose actions an environment can take, for one observation or a batch.
+
+        Args:
+            obs: One observation, or a batch `[B, ...]` of them, as the environment gives them.
+            deterministic: Take the most likely action instead of sampling.
+
+        Returns:
+            One action, or a batch `[B, ...]`, in the type the action space declares.
+
+        Raises:
+            PPOError: There is no policy, or its spaces are not known yet.
+            ValueError: `obs` has neither the shape of an observation nor of a batch.
+        """
+        if self.policy is None or self.observation_space is None or self.action_space is None:
+            raise PPOError("act needs a trained agent: call learn or load first")
+        shape = self.observation_space.shape or ()
+        array = np.asarray(obs)
+        single = array.shape == shape
+        if not single and array.shape[1:] != shape:
+            raise ValueError(
+                f"obs must have shape {shape} or [B, *{shape}], got shape {array.shape}"
+            )
+        batch = torch.from_numpy(np.array(array[None] if single else array)).to(self.device)
+        actions = self.policy.act(batch, generator=self._act_generator, deterministic=deterministic)
+        adapted = make_action_adapter(self.action_space)(actions.cpu().numpy())
+        return adapted[0] if single else adapted
+
+    def evaluate(
+        self, env: EnvLike, episodes: int = 100, *, deterministic: bool = True, seed: int = 0
+    ) -> EvaluationResult:
+        """Play whole episodes with the policy as it is; nothing of the training moves.
+
+        Args:
+            env: As for `learn`.
+            episodes: Number of episodes.
+            deterministic: Take the most likely actions instead of sampling.
+            seed: Seeds the episodes, independently of the training's.
+        """
+        if self.policy is None:
+            raise PPOError("evaluate needs a policy: call learn or load first")
+        policy: Policy = self.policy
+        root = np.random.SeedSequence(self.seed, spawn_key=(4, seed))
+        return evaluate(policy, self._env(env), episodes, deterministic=deterministic, seed=root)
+
+    def save(self, path: str | Path) -> None:
+        """Write policy, optimizer, normalisers, generators and counters to one file, atomically.
+
+        Raises:
+            CheckpointError: The file cannot be written, or a parameter is not finite.
+            PPOError: There is no policy yet.
+        """
+        if self.policy is None or self.observation_space is None or self.action_space is None:
+            raise PPOError("there is nothing to save yet: call learn first")
+        groups = {
+            "policy": self.policy.state_dict(),
+            "optimizer": self._learner.state_dict(),
+            "reward_scaler": self._reward_scaler.state_dict() if self._reward_scaler else {},
+            "generators": {"minibatches": self._generator.get_state()},
+        }
+        document = {
+            "config": self.config.to_dict(),
+            "observation_space": space_to_dict(self.observation_space),
+            "action_space": space_to_dict(self.action_space),
+            "seed": self.seed,
+            "steps": self.steps,
+            "updates": self.updates,
+            "goal": self.goal,
+            "learn_calls": self._learn_calls,
+            "recent_episodes": [list(episode) for episode in self._recent],
+            "versions": versions(),
+        }
+        write_checkpoint(path, groups, document)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        policy: nn.Module | None = None,
+        device: torch.device | str = "cpu",
+        logger: Callable[[Report], object] | None = None,
+    ) -> PPOAgent:
+        """Read an agent back; no code in the file is run.
+
+        Args:
+            path: A file written by `save`.
+            policy: For an agent with a policy of your own: such a policy, whose parameters are
+                overwritten.
+            device: Where policy and rollouts live.
+            logger: As for `PPOAgent`.
+
+        Raises:
+            CheckpointError: The file is missing, damaged, of another version, or does not fit.
+        """
+        groups, document = read_checkpoint(path)
+        try:
+            config = PPOConfig.from_dict(document["config"])
+            agent = cls(policy, config=config, seed=document["seed"], device=device, logger=logger)
+            agent._build(
+                space_from_dict(document["observation_space"]),
+                space_from_dict(document["action_space"]),
+            )
+            agent.policy.load_state_dict(groups["policy"])
+            agent._learner.load_state_dict(groups.get("optimizer", {}))
+            if "reward_scaler" in groups:
+                state = groups["reward_scaler"]
+                agent._reward_scaler = RewardScaler(config.gamma, len(state["returns"]))
+                agent._reward_scaler.load_state_dict(state)
+            agent._generator.set_state(groups["generators"]["minibatches"])
+            agent.steps, agent.updates = document["steps"], document["updates"]
+            agent.goal, agent._learn_calls = document["goal"], document["learn_calls"]
+            agent._recent.extend(Episode(*episode) for episode in document["recent_episodes"])
+        except (PPOError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} does not fit this agent: {error}. For a policy of your own pass "
+                "policy=..., built for the same spaces."
+            ) from error
+        return agent
+
+
+def _check_finite(rollout: Rollout, advantages: Tensor) -> None:
+    fields = {"log_probs": rollout.log_probs, "values": rollout.values, "advantages": advantages}
+    for name, tensor in fields.items():
+        finite = torch.isfinite(tensor) | ~rollout.valid
+        if not bool(finite.all()):
+            t, index = (~finite).nonzero()[0].tolist()
+            raise NonFiniteError(
+                f"{name} is not finite at rollout step {t} of environment {index}; "
+                "nothing was learned from this rollout. Look for huge rewards or observations."
+            )

@@ -1,0 +1,83 @@
+"""Who steps the environments: this process, or a pool of worker processes."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import gymnasium
+
+from ppo.collector.acting import run_actor
+from ppo.collector.buffers import Buffers, Layout
+from ppo.collector.columns import Columns, Harvest
+from ppo.policies.protocol import Actor
+
+__all__ = ["Backend", "InProcess"]
+
+
+class Backend(Protocol):
+    """All columns of a rollout, wherever they are stepped."""
+
+    num_envs: int
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+
+    def attach(self, layout: Layout) -> Buffers:
+        """Make the arrays of a rollout; they are written to from now on."""
+
+    def reset(self) -> None:
+        """Start the first episodes; their observations go to `obs[0]`."""
+
+    def run(self, actor: Actor, num_steps: int) -> Harvest:
+        """Collect a whole rollout with the actor, where the environments are."""
+
+    def begin(self, num_steps: int) -> None:
+        """Announce a rollout in which the caller acts: `step` follows that many times."""
+
+    def step(self, t: int) -> None:
+        """Take `actions[t]` in all columns; return when row `t` is complete."""
+
+    def harvest(self) -> Harvest:
+        """End the rollout begun by `begin`."""
+
+    def close(self) -> None:
+        """Release everything that is ours."""
+
+
+class InProcess:
+    """Columns stepped in this process."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.num_envs = columns.num_envs
+        self.observation_space = columns.observation_space
+        self.action_space = columns.action_space
+        self._columns = columns
+
+    def attach(self, layout: Layout) -> Buffers:
+        """Make the arrays of a rollout in private memory."""
+        self._buffers = Buffers(layout)
+        self._columns.attach(self._buffers)
+        return self._buffers
+
+    def reset(self) -> None:
+        """Start the first episodes."""
+        self._columns.reset()
+
+    def run(self, actor: Actor, num_steps: int) -> Harvest:
+        """Collect a whole rollout with the actor."""
+        run_actor(self._columns, self._buffers, actor, num_steps)
+        return self._columns.harvest()
+
+    def begin(self, num_steps: int) -> None:
+        """Nothing to announce."""
+
+    def step(self, t: int) -> None:
+        """Take `actions[t]` in all columns."""
+        self._columns.step(t)
+
+    def harvest(self) -> Harvest:
+        """End the rollout."""
+        return self._columns.harvest()
+
+    def close(self) -> None:
+        """Close the environments that are ours."""
+        self._columns.close()

@@ -1,0 +1,64 @@
+"""One-byte signals over a pipe: poll briefly, then sleep.
+
+A wake-up from sleep costs more than stepping a light environment, so both sides poll for a moment
+first and give the processor away between polls. Nothing is read from shared memory to
+synchronise: the system calls order the memory accesses on every architecture.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+__all__ = ["FAULT", "STEP", "STEPPED", "receive_byte"]
+
+STEP, STEPPED, FAULT = b"s", b".", b"!"
+
+_give_way = getattr(os, "sched_yield", lambda: time.sleep(0))
+
+
+def receive_byte(
+    conn: Connection, spin: float, *, sentinel: int | None = None, timeout: float | None = None
+) -> bytes:
+    """Wait for one byte.
+
+    Args:
+        conn: Connection to read from.
+        spin: Seconds to poll before sleeping.
+        sentinel: Process to watch meanwhile.
+        timeout: Seconds to wait at most; None for no limit.
+
+    Returns:
+        The byte, or `b""` if the other side is gone.
+
+    Raises:
+        TimeoutError: Nothing came in time.
+    """
+    fd = conn.fileno()
+    if spin > 0.0 and not _poll(fd, spin):
+        spin = 0.0
+    if spin == 0.0:
+        sources: list[Any] = [conn] if sentinel is None else [conn, sentinel]
+        ready = wait(sources, timeout)
+        if not ready:
+            raise TimeoutError
+        if conn not in ready:
+            return b""
+    try:
+        return os.read(fd, 1)
+    except ConnectionResetError:
+        return b""
+
+
+def _poll(fd: int, seconds: float) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    deadline = time.perf_counter() + seconds
+    while not poller.poll(0):
+        if time.perf_counter() > deadline:
+            return False
+        _give_way()
+    return True

@@ -1,0 +1,256 @@
+"""`PPOConfig`: the one place where hyperparameters are documented."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+
+from ppo.config_parsing import NearestError, parse_dataclass, parse_override, read_yaml, write_yaml
+from ppo.envs import Env, EnvFactory, make_env
+from ppo.errors import ConfigError
+from ppo.policies.options import PolicyConfig
+from ppo.schedules import Constant, Linear, Schedule, as_schedule
+
+__all__ = ["PPOConfig", "tuned_names"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """Everything a run needs to know; the defaults suit continuous control without tuning.
+
+    Attributes:
+        env: Environment id, for runs from a file.
+        env_kwargs: Passed to `gymnasium.make`.
+        wrappers: Names from `gymnasium.wrappers`, innermost first, each alone or as
+            `{name: {argument: value}}`.
+        steps: Transitions to train for, over all environments, for runs from a file.
+        num_envs: Parallel environments `N`.
+        num_workers: Worker processes; 0 steps in this process. Changes speed, never results.
+        num_steps: Steps per rollout and environment `T`.
+        num_epochs: Passes over each rollout.
+        minibatch_size: Transitions per gradient step.
+        learning_rate: Adam's step size; a number or a schedule.
+        adam_eps: Adam's denominator floor (Huang et al. 2022, detail 3).
+        gamma: Discount per step, in [0, 1].
+        gae_lambda: λ of GAE and of the λ-returns the critic learns, in [0, 1].
+        clip_range: ε of the ratio clip; a number or a schedule.
+        value_clip_range: ε of the value clip; None is off, which is better (Andrychowicz et al.
+            2021, section 3.3).
+        value_coef: Weight of the value loss, which has no factor ½.
+        entropy_coef: Weight of the entropy bonus; a number or a schedule.
+        max_grad_norm: Limit on the gradient norm of each network (actor, critic) by itself.
+        target_kl: Stop the epochs of an update once an epoch's mean KL exceeds this; None is off.
+        normalize_advantages: Over the whole `"rollout"`, per `"minibatch"`, or `"none"`.
+        normalize_rewards: Divide rewards by the running std of the discounted return.
+        policy: Shape of the default policy.
+
+    Raises:
+        ConfigError: A value is out of range; the message names the setting.
+
+    Example:
+        >>> config = PPOConfig(gamma=0.9, learning_rate={"linear": [1e-3, 0]})
+        >>> config.learning_rate(0.5)
+        0.0005
+        >>> config.replace(num_envs=4).num_envs
+        4
+    """
+
+    env: str | None = None
+    env_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    wrappers: Sequence[Any] = ()
+    steps: int | None = None
+    num_envs: int = 8
+    num_workers: int = 0
+    num_steps: int = 256
+    num_epochs: int = 10
+    minibatch_size: int = 64
+    learning_rate: Schedule = Linear(3e-4, 0.0)
+    adam_eps: float = 1e-5
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip_range: Schedule = Constant(0.2)
+    value_clip_range: float | None = None
+    value_coef: float = 0.5
+    entropy_coef: Schedule = Constant(0.0)
+    max_grad_norm: float = 0.5
+    target_kl: float | None = None
+    normalize_advantages: Literal["rollout", "minibatch", "none"] = "rollout"
+    normalize_rewards: bool = True
+    policy: PolicyConfig = PolicyConfig()
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "clip_range", "entropy_coef"):
+            try:
+                object.__setattr__(self, name, as_schedule(getattr(self, name)))
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"{name}: {error}") from error
+        object.__setattr__(self, "env_kwargs", dict(self.env_kwargs))
+        object.__setattr__(self, "wrappers", tuple(self.wrappers))
+        if isinstance(self.policy, Mapping):
+            object.__setattr__(self, "policy", parse_dataclass(PolicyConfig, self.policy))
+        for name in ("num_envs", "num_steps", "num_epochs", "minibatch_size"):
+            _check(self, name, getattr(self, name) >= 1, "at least 1")
+        _check(self, "num_workers", self.num_workers >= 0, "0 (this process) or more")
+        _check(self, "steps", self.steps is None or self.steps >= 1, "at least 1")
+        for name in ("gamma", "gae_lambda"):
+            _check(self, name, 0.0 <= getattr(self, name) <= 1.0, "in [0, 1]")
+        for name in ("adam_eps", "max_grad_norm"):
+            _check(self, name, getattr(self, name) > 0.0, "positive")
+        for name in ("value_clip_range", "target_kl"):
+            value = getattr(self, name)
+            _check(self, name, value is None or value > 0.0, "positive, or None for off")
+        _check(self, "value_coef", self.value_coef >= 0.0, "0 or more")
+        for name, low in (("learning_rate", 0.0), ("clip_range", 0.0)):
+            schedule = getattr(self, name)
+            _check(self, name, min(schedule(0.0), schedule(1.0)) >= low, "0 or more")
+        choices = ("rollout", "minibatch", "none")
+        _check(self, "normalize_advantages", self.normalize_advantages in choices, str(choices))
+        for entry in self.wrappers:
+            _wrapper(entry)
+
+    def replace(self, **changes: Any) -> PPOConfig:
+        """Return a copy with some settings changed; unknown names are a `ConfigError`."""
+        try:
+            return dataclasses.replace(self, **changes)
+        except TypeError:
+            known = [field.name for field in dataclasses.fields(self)]
+            for name in changes:
+                if name not in known:
+                    raise NearestError(name, known) from None
+            raise
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PPOConfig:
+        """Build a config from plain values, as strictly as from a file.
+
+        Raises:
+            ConfigError: A key is unknown, or a value ill-typed or out of range.
+
+        Example:
+            >>> PPOConfig.from_dict({"gamma": "0.9", "policy": {"activation": "relu"}}).gamma
+            0.9
+        """
+        return parse_dataclass(cls, data)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> PPOConfig:
+        """Read a YAML file, then apply `key=value` overrides (`policy.shared=true`).
+
+        Numbers such as `3e-4`, `1e6` and `100_000` are numbers. Files run nothing: no tags, no
+        anchors' expansion into code, no `eval`.
+
+        Raises:
+            ConfigError: The file is missing or damaged, a key is unknown or given twice, or a value
+                is ill-typed or out of range; names the file, the line and the nearest valid key.
+        """
+        data = read_yaml(Path(path))
+        for override in overrides:
+            parse_override(override, data)
+        return parse_dataclass(cls, data, where=str(path))
+
+    @classmethod
+    def tuned(cls, name: str, overrides: Sequence[str] = ()) -> PPOConfig:
+        """Return a configuration shipped with the package.
+
+        Args:
+            name: An environment id (`"Pendulum-v1"`) or the name of a file (`"pendulum"`).
+            overrides: `key=value` settings to change.
+
+        Raises:
+            ConfigError: There is none of that name; the message lists what there is.
+
+        Example:
+            >>> PPOConfig.tuned("Pendulum-v1").gamma
+            0.9
+        """
+        stem = _stem(name)
+        if stem not in tuned_names():
+            raise NearestError(stem, list(tuned_names()), what="tuned configuration")
+        with resources.as_file(_configs() / f"{stem}.yaml") as path:
+            return cls.from_yaml(path, overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that `from_dict` reads back to an equal config."""
+        data: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Schedule):
+                value = value.to_plain()
+            elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+                value = dataclasses.asdict(value)
+            data[field.name] = _plain(value)
+        return data
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Write every setting to a file that `from_yaml` reads back to an equal config."""
+        write_yaml(Path(path), self.to_dict())
+
+    def env_factory(self) -> EnvFactory:
+        """Return a factory of the configured environment: id, arguments and wrappers.
+
+        Raises:
+            ConfigError: No environment is set.
+        """
+        if self.env is None:
+            raise ConfigError("env is not set; give an environment id")
+        return functools.partial(_build_env, self.env, dict(self.env_kwargs), self.wrappers)
+
+
+def _check(config: PPOConfig, name: str, ok: bool, wanted: str) -> None:
+    if not ok:
+        raise ConfigError(f"{name} must be {wanted}, got {getattr(config, name)}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _wrapper(entry: Any) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of one entry of `wrappers`."""
+    if isinstance(entry, Mapping) and len(entry) == 1:
+        name, kwargs = next(iter(entry.items()))
+    else:
+        name, kwargs = entry, {}
+    known = [known for known in gymnasium.wrappers.__all__ if known[0].isupper()]
+    if not isinstance(kwargs, Mapping):
+        raise ConfigError(f"wrappers: {name} needs {{argument: value}}, got {kwargs!r}")
+    if name not in known:
+        raise NearestError(str(name), known, what="wrappers: gymnasium wrapper")
+    return str(name), dict(kwargs)
+
+
+def _build_env(env_id: str, kwargs: Mapping[str, Any], wrappers: Sequence[Any]) -> Env:
+    env = make_env(env_id, kwargs)
+    for entry in wrappers:
+        name, arguments = _wrapper(entry)
+        try:
+            env = getattr(gymnasium.wrappers, name)(env, **arguments)
+        except (TypeError, gymnasium.error.Error) as error:
+            env.close()
+            raise ConfigError(f"wrappers: {name}({arguments}) failed: {error}") from error
+    return env
+
+
+def _configs() -> Any:
+    return resources.files("ppo") / "configs"
+
+
+def _stem(name: str) -> str:
+    """`MountainCarContinuous-v0` and `mountaincarcontinuous.yaml` -> `mountaincarcontinuous`."""
+    return name.removesuffix(".yaml").split("-v")[0].replace("_", "").replace("-", "").lower()
+
+
+def tuned_names() -> tuple[str, ...]:
+    """Names of the shipped configurations, sorted."""
+    files = (entry.name for entry in _configs().iterdir())
+    return tuple(sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml")))

@@ -1,0 +1,158 @@
+"""What an *EnvLike* is, and how it becomes environments."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, cast
+
+import gymnasium
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from ppo.errors import EnvCreationError
+
+__all__ = ["Env", "EnvFactory", "EnvLike", "EnvSource", "make_env", "resolve_env"]
+
+Env: TypeAlias = "gymnasium.Env[Any, Any]"
+EnvFactory: TypeAlias = Callable[[], Env]
+EnvLike: TypeAlias = "str | EnvFactory | Sequence[EnvFactory] | Env | VectorEnv[Any, Any, Any]"
+
+# Environment families whose dependencies are extras of this package.
+_EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "ale": "atari", "pygame": "video"}
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvSource:
+    """Where the columns of a rollout come from: factories, or one vector environment.
+
+    Attributes:
+        factories: One per environment; empty for a vector environment.
+        instance: The caller's own environment, used as column 0 when stepping in this process.
+        copyable: `factories` can replace `instance`, so worker processes may be used.
+        vector: The caller's vector environment.
+        autoreset_mode: Its autoreset mode.
+    """
+
+    factories: tuple[EnvFactory, ...] = ()
+    instance: Env | None = None
+    copyable: bool = True
+    vector: VectorEnv[Any, Any, Any] | None = None
+    autoreset_mode: AutoresetMode | None = None
+
+
+def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> Env:
+    """Make a registered environment; errors say what is missing and how to get it.
+
+    Args:
+        env_id: A Gymnasium id, optionally `module:Id-v0`.
+        kwargs: Passed to `gymnasium.make`.
+
+    Raises:
+        EnvCreationError: Unknown id, wrong arguments or a missing dependency.
+    """
+    try:
+        return gymnasium.make(env_id, disable_env_checker=True, **(kwargs or {}))
+    except gymnasium.error.DependencyNotInstalled as error:
+        text = str(error).lower()
+        extra = next((extra for word, extra in _EXTRAS.items() if word in text), None)
+        remedy = f"install the extra: pip install 'ppo-gae[{extra}]'" if extra else str(error)
+        raise EnvCreationError(
+            f"environment {env_id!r} needs a package that is not installed ({error}); {remedy}"
+        ) from error
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        raise EnvCreationError(
+            f"environment {env_id!r} cannot be made: {error} "
+            "(an id must be registered with Gymnasium; 'module:Id-v0' imports a module first)"
+        ) from error
+    except TypeError as error:
+        raise EnvCreationError(
+            f"environment {env_id!r} does not take the arguments {dict(kwargs or {})}: {error}"
+        ) from error
+
+
+def resolve_env(
+    env: EnvLike,
+    num_envs: int,
+    *,
+    env_kwargs: Mapping[str, Any] | None = None,
+    autoreset_mode: AutoresetMode | str | None = None,
+) -> EnvSource:
+    """Turn an EnvLike into an `EnvSource`.
+
+    Args:
+        env: An id, a factory, a list of factories, an environment or a vector environment.
+        num_envs: How many environments to make from an id, a factory or a copyable environment.
+        env_kwargs: For an id, passed to `gymnasium.make`.
+        autoreset_mode: For a vector environment whose metadata does not name its mode.
+
+    Raises:
+        TypeError: `env` is none of these.
+        ValueError: `num_envs` is below 1 or contradicts the number of factories.
+        EnvCreationError: The id is unknown, or a vector environment does not say how it resets.
+    """
+    if num_envs < 1:
+        raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+    if env_kwargs and not isinstance(env, str):
+        raise ValueError(f"env_kwargs are for environment ids, got an env of type {type(env)}")
+    if isinstance(env, str):
+        return EnvSource((functools.partial(_checked_id(env), env, env_kwargs),) * num_envs)
+    if isinstance(env, VectorEnv):
+        return EnvSource(vector=env, autoreset_mode=_autoreset_mode(env, autoreset_mode))
+    if isinstance(env, gymnasium.Env):
+        return _from_instance(env, num_envs)
+    if isinstance(env, Sequence):
+        if not env or not all(callable(factory) for factory in env):
+            raise TypeError("a list of environments must hold factories () -> gymnasium.Env")
+        return EnvSource(tuple(cast("Sequence[EnvFactory]", env)))
+    if callable(env):
+        return EnvSource((env,) * num_envs)
+    raise TypeError(
+        "env must be an id, a factory () -> gymnasium.Env, a list of factories, a gymnasium.Env "
+        f"or a gymnasium.vector.VectorEnv, got {type(env).__name__}"
+    )
+
+
+def _checked_id(env_id: str) -> Callable[..., Env]:
+    """Look the id up here, so that a typo is an error at the door and not in a worker."""
+    try:
+        gymnasium.spec(env_id)
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        raise EnvCreationError(
+            f"unknown environment id {env_id!r}: {error} "
+            "(an id must be registered with Gymnasium; 'module:Id-v0' imports a module first)"
+        ) from error
+    return make_env
+
+
+def _from_instance(env: Env, num_envs: int) -> EnvSource:
+    spec = env.spec
+    if spec is not None and all(w.kwargs is not None for w in spec.additional_wrappers):
+        factory = functools.partial(gymnasium.make, spec, disable_env_checker=True)
+        return EnvSource((factory,) * num_envs, instance=env)
+    if num_envs > 1:
+        warnings.warn(
+            f"{env} cannot be rebuilt from its spec, so it is collected alone: num_envs is 1, not "
+            f"{num_envs}. Pass a factory () -> gymnasium.Env to collect several.",
+            stacklevel=4,
+        )
+    return EnvSource((lambda: env,), instance=env, copyable=False)
+
+
+def _autoreset_mode(
+    env: VectorEnv[Any, Any, Any], given: AutoresetMode | str | None
+) -> AutoresetMode:
+    mode = env.metadata.get("autoreset_mode", given)
+    if mode is None:
+        raise EnvCreationError(
+            f"{env} does not say in metadata['autoreset_mode'] how it resets; "
+            "pass autoreset_mode='next_step', 'same_step' or 'disabled'"
+        )
+    name = str(mode.value if isinstance(mode, AutoresetMode) else mode).replace("_", "").lower()
+    for known in AutoresetMode:
+        if known.value.lower() == name:
+            return known
+    raise EnvCreationError(
+        f"autoreset_mode must be 'next_step', 'same_step' or 'disabled', got {mode!r}"
+    )

@@ -1,0 +1,126 @@
+"""Networks between an observation and a feature vector: `MLP` and `NatureCNN`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+__all__ = ["ACTIVATIONS", "MLP", "NatureCNN", "orthogonal_conv", "orthogonal_linear"]
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
+
+
+def orthogonal_linear(
+    num_inputs: int, num_outputs: int, gain: float, generator: torch.Generator
+) -> nn.Linear:
+    """Linear layer with orthogonal weights of the given gain and zero bias (Saxe et al. 2014).
+
+    `skip_init` keeps torch's own initialisation from drawing on the global generator.
+    """
+    layer = skip_init(nn.Linear, num_inputs, num_outputs)
+    nn.init.orthogonal_(layer.weight, gain, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return cast("nn.Linear", layer)
+
+
+def orthogonal_conv(
+    num_inputs: int, num_outputs: int, kernel: int, stride: int, generator: torch.Generator
+) -> nn.Conv2d:
+    """Convolution with orthogonal weights of gain sqrt(2) and zero bias."""
+    layer = skip_init(nn.Conv2d, num_inputs, num_outputs, kernel, stride=stride)
+    nn.init.orthogonal_(layer.weight, math.sqrt(2.0), generator=generator)
+    nn.init.zeros_(layer.bias)
+    return cast("nn.Conv2d", layer)
+
+
+class MLP(nn.Sequential):
+    """Linear layers, each followed by the activation; input `[B, ...]` is flattened.
+
+    Args:
+        num_inputs: Number of input features.
+        hidden_sizes: Width of each layer; empty for the identity.
+        activation: A key of `ACTIVATIONS`.
+        generator: Draws the initial weights.
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        hidden_sizes: Sequence[int],
+        activation: str,
+        generator: torch.Generator,
+    ) -> None:
+        layers: list[nn.Module] = [nn.Flatten()]
+        width = num_inputs
+        for size in hidden_sizes:
+            layers.append(orthogonal_linear(width, size, math.sqrt(2.0), generator))
+            layers.append(ACTIVATIONS[activation]())
+            width = size
+        super().__init__(*layers)
+        self.num_features = width
+
+
+class NatureCNN(nn.Module):
+    """The convolutional encoder of Mnih et al. 2015 (Nature, "Model architecture").
+
+    Takes uint8 images `[B, C, H, W]`, `[B, H, W, C]` or `[B, H, W]` and returns features
+    `[B, num_features]`. Images stay uint8 until here; pixels are divided by 255. Of the first and
+    last axis of an image, the shorter one is taken to be the channels (the last if equal).
+
+    Args:
+        shape: Shape of one image, at least 36 pixels high and wide.
+        num_features: Width of the output.
+        generator: Draws the initial weights.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], generator: torch.Generator, num_features: int = 512
+    ) -> None:
+        super().__init__()
+        self._has_channels = len(shape) == 3
+        self._channels_last = self._has_channels and shape[-1] <= shape[0]
+        if not self._has_channels:
+            shape = (1, *shape)
+        elif self._channels_last:
+            shape = (shape[-1], *shape[:-1])
+        channels, height, width = shape
+        if min(height, width) < 36:
+            raise ValueError(
+                f"NatureCNN needs images of at least 36 x 36 pixels, got {height} x {width}; "
+                "resize them or flatten them with gymnasium.wrappers.FlattenObservation"
+            )
+        self.convolutions = nn.Sequential(
+            orthogonal_conv(channels, 32, 8, 4, generator),
+            nn.ReLU(),
+            orthogonal_conv(32, 64, 4, 2, generator),
+            nn.ReLU(),
+            orthogonal_conv(64, 64, 3, 1, generator),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        with torch.no_grad():
+            flat = self.convolutions(torch.zeros(1, *shape)).shape[1]
+        self.linear = nn.Sequential(
+            orthogonal_linear(flat, num_features, math.sqrt(2.0), generator), nn.ReLU()
+        )
+        self.num_features = num_features
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Features `[B, num_features]` of images `[B, ...]`."""
+        if not self._has_channels:
+            obs = obs.unsqueeze(1)
+        elif self._channels_last:
+            obs = obs.movedim(-1, 1)
+        features: Tensor = self.linear(self.convolutions(obs.float() / 255.0))
+        return features

@@ -1,0 +1,118 @@
+"""A NumPy copy of a small actor, which environments' processes run by themselves.
+
+Acting on a handful of observations is all call overhead: NumPy spends about a third of torch's.
+The copy only *chooses* actions; log-probabilities and values come from the torch policy in one
+batched pass at the end of the rollout, by the code path the update uses, so the ratio starts at 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ppo.policies.bodies import MLP
+from ppo.policies.heads import CategoricalHead, GaussianHead
+from ppo.policies.normalizer import ObservationNormalizer
+
+__all__ = ["MLPActor", "snapshot"]
+
+# Above this many weights in one layer BLAS may use threads, and several rows at a time are a
+# matter of arithmetic, not of overhead: torch then acts for all environments at once.
+_MAX_LAYER = 128 * 128
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return np.array(tensor.detach().cpu().numpy(), dtype=np.float32, order="C")
+
+
+@dataclasses.dataclass
+class MLPActor:
+    """Normaliser, tanh or relu layers, and a categorical or Gaussian output, in NumPy.
+
+    Attributes:
+        shift: Mean of the normaliser `[k]`, or None without one.
+        scale: Inverse standard deviation of the normaliser `[k]`.
+        clip: Bound on the normalised observation.
+        layers: Weights `[in, out]` and biases `[out]`, the output layer last.
+        relu: The activation is relu instead of tanh.
+        std: Standard deviation of Gaussian actions `[d]`; None for a categorical output.
+        action_shape: Shape of one raw action.
+    """
+
+    shift: np.ndarray | None
+    scale: np.ndarray | None
+    clip: float
+    layers: list[tuple[np.ndarray, np.ndarray]]
+    relu: bool
+    std: np.ndarray | None
+    action_shape: tuple[int, ...]
+    _work: list[np.ndarray] = dataclasses.field(default_factory=list, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_work": []}
+
+    def __call__(self, obs: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Raw actions `[G, ...]` for observations `[G, ...]` and noise `[G, k]`."""
+        x = obs.reshape(len(obs), -1)
+        if not self._work or len(self._work[0]) != len(x):
+            widths = [x.shape[1], *(bias.size for _, bias in self.layers)]
+            self._work = [np.empty((len(x), width), np.float32) for width in widths]
+        # The same private buffers whoever calls: BLAS then takes the same path bit for bit.
+        h = self._work[0]
+        if self.shift is None or self.scale is None:
+            h[...] = x
+        else:
+            np.subtract(x, self.shift, out=h)
+            np.multiply(h, self.scale, out=h)
+            np.minimum(h, self.clip, out=h)
+            np.maximum(h, -self.clip, out=h)
+        last = len(self.layers) - 1
+        for index, (weight, bias) in enumerate(self.layers):
+            out = self._work[index + 1]
+            np.matmul(h, weight, out=out)
+            np.add(out, bias, out=out)
+            if index < last:
+                if self.relu:
+                    np.maximum(out, 0.0, out=out)
+                else:
+                    np.tanh(out, out=out)
+            h = out
+        if self.std is None:
+            classes: np.ndarray = np.argmax(h + noise, axis=-1)
+            return classes
+        actions: np.ndarray = h + self.std * noise
+        return actions.reshape(len(x), *self.action_shape)
+
+
+def snapshot(
+    normalizer: nn.Module, body: nn.Module, head: CategoricalHead | GaussianHead
+) -> MLPActor | None:
+    """Copy an actor into NumPy, or return None where it is not a small plain MLP."""
+    if not isinstance(body, MLP) or not isinstance(normalizer, ObservationNormalizer | nn.Identity):
+        return None
+    activations = {type(layer) for layer in body if not isinstance(layer, nn.Linear | nn.Flatten)}
+    if len(activations) > 1 or not activations <= {nn.Tanh, nn.ReLU}:
+        return None
+    linears = [*(layer for layer in body if isinstance(layer, nn.Linear)), head.linear]
+    if any(layer.weight.numel() > _MAX_LAYER for layer in linears):
+        return None
+    shift = scale = std = None
+    clip = 0.0
+    shape: tuple[int, ...] = ()
+    if isinstance(normalizer, ObservationNormalizer):
+        shift, scale = _array(normalizer.shift).reshape(-1), _array(normalizer.scale).reshape(-1)
+        clip = normalizer.clip
+    if isinstance(head, GaussianHead):
+        std, shape = _array(head.bounded_log_std().exp()), head.shape
+    return MLPActor(
+        shift=shift,
+        scale=scale,
+        clip=clip,
+        layers=[(_array(layer.weight.T), _array(layer.bias)) for layer in linears],
+        relu=activations == {nn.ReLU},
+        std=std,
+        action_shape=shape,
+    )
