@@ -33,7 +33,7 @@ __all__ = [
 ArrayT = TypeVar("ArrayT", Tensor, npt.NDArray[Any])
 
 # exp(20) = 4.9e8 is far beyond any clip range, and leaves an advantage of 1e29 finite in float32.
-_MAX_LOG_RATIO = 20.0
+MAX_LOG_RATIO = 20.0
 
 
 class PPOLoss(NamedTuple):
@@ -91,7 +91,7 @@ def ppo_loss(
         entropy: Entropy of the policy in s_t, in nats.
         clip_range: ε, the largest useful departure of the ratio from 1.
         value_coef: c_v, the weight of the value loss.
-        entropy_coef: c_e, the weight of the entropy. The number 0 leaves the entropy out of the gradient.
+        entropy_coef: c_e, the weight of the entropy; the number 0 leaves it out of the gradient.
         value_clip_range: Largest useful departure from ``old_values``; None for no clipping.
         old_values: V(s_t) of the critic that collected; needed with ``value_clip_range``.
         valid: Bool: the rows that count. Others reach neither means nor gradients, whatever they
@@ -352,7 +352,7 @@ def _log_ratio(log_probs: Tensor, old_log_probs: Tensor, valid: Tensor | None) -
     log_probs, old_log_probs = at_least_float32(log_probs, old_log_probs.detach())
     log_ratio = select(log_probs - old_log_probs, valid)
     # The gradient of the branch that min() drops is 0 * ratio: NaN if the ratio overflowed.
-    return log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def _policy_loss(

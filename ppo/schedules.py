@@ -46,7 +46,6 @@ class Constant:
     value: float
 
     def __post_init__(self) -> None:
-        """Check and store the value as a float."""
         object.__setattr__(self, "value", _finite("value", self.value))
 
     def __call__(self, progress: float) -> float:
@@ -80,7 +79,6 @@ class Linear:
     end: float
 
     def __post_init__(self) -> None:
-        """Check and store both ends as floats."""
         object.__setattr__(self, "start", _finite("start", self.start))
         object.__setattr__(self, "end", _finite("end", self.end))
 

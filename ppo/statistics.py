@@ -59,7 +59,6 @@ class RunningMoments:
     """
 
     def __init__(self, shape: tuple[int, ...] = ()) -> None:
-        """Begin with no sample."""
         self.shape = tuple(shape)
         self.count = torch.zeros((), dtype=torch.float64)
         self.mean = torch.zeros(self.shape, dtype=torch.float64)
@@ -193,7 +192,6 @@ class RewardScaler:
     """
 
     def __init__(self, gamma: float, num_envs: int) -> None:
-        """Begin with no return seen."""
         check_unit_interval("gamma", gamma)
         check_positive_integer("num_envs", num_envs)
         self.gamma = gamma

@@ -1,71 +1,70 @@
-"""The gradient step in plain PyTorch: the readable reference for every faster one."""
+"""The gradient in plain PyTorch: the readable reference for every faster one."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ppo.learner.flat_adam import FlatAdam
 from ppo.losses import ppo_loss
 from ppo.policies.protocol import Evaluation
 from ppo.rollout import Batch
 
-__all__ = ["EagerStep", "StepMetrics", "parameter_groups"]
+__all__ = ["METRICS", "EagerGradient", "Gradient", "LossWeights"]
+
+METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
+"""Names of what a gradient reports, in order."""
 
 
-class StepMetrics(NamedTuple):
-    """Detached scalars of one gradient step; read them once per update, not per step."""
+@dataclasses.dataclass(frozen=True)
+class LossWeights:
+    """The numbers in the loss that may change from update to update."""
 
-    policy_loss: Tensor
-    value_loss: Tensor
-    entropy: Tensor
-    approx_kl: Tensor
-    clip_fraction: Tensor
-    grad_norm: Tensor
-
-
-def parameter_groups(policy: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The policy's own groups, or all its parameters as one."""
-    groups = getattr(policy, "parameter_groups", None)
-    named: dict[str, list[nn.Parameter]] = (
-        groups() if groups else {"policy": [*policy.parameters()]}
-    )
-    return {
-        name: [parameter for parameter in parameters if parameter.requires_grad]
-        for name, parameters in named.items()
-    }
+    clip_range: float
+    entropy_coef: float
+    value_coef: float
+    value_clip_range: float | None
 
 
-class EagerStep:
-    """Loss, backward pass, one gradient clip per network, one optimizer step.
+class Gradient(Protocol):
+    """Computes the gradient of the loss of a minibatch.
+
+    Attributes:
+        num_threads: Threads that serve it best inside one operation; None for torch's setting.
+    """
+
+    num_threads: int | None
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Do once per update what does not depend on the parameters."""
+
+    def __call__(self, batch: Batch, weights: LossWeights) -> Tensor:
+        """Write the gradient of one prepared minibatch; returns the `METRICS`, detached `[5]`."""
+
+
+class EagerGradient:
+    """Loss and backward pass by autograd, for any policy on any device.
 
     Args:
         policy: Evaluated on the minibatch.
-        optimizer: Steps the policy's parameters.
-        value_coef: Weight of the value loss.
-        value_clip_range: ε of the value clip, or None.
-        max_grad_norm: Limit on each group's gradient norm.
+        optimizer: Holds the gradients that are written.
     """
 
-    def __init__(
-        self,
-        policy: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        *,
-        value_coef: float,
-        value_clip_range: float | None,
-        max_grad_norm: float,
-    ) -> None:
+    num_threads: int | None = None
+
+    def __init__(self, policy: nn.Module, optimizer: FlatAdam) -> None:
         self._policy = policy
         self._optimizer = optimizer
-        self._value_coef = value_coef
-        self._value_clip_range = value_clip_range
-        self._max_grad_norm = max_grad_norm
-        self._groups = parameter_groups(policy)
 
-    def __call__(self, batch: Batch, *, clip_range: float, entropy_coef: float) -> StepMetrics:
-        """Improve the policy on one minibatch; its fields are those of `Learner.improve`."""
+    def prepare(self, batch: Batch) -> Batch:
+        """Nothing to prepare."""
+        return batch
+
+    def __call__(self, batch: Batch, weights: LossWeights) -> Tensor:
+        """Write the gradient of one minibatch."""
         new = Evaluation(*self._policy.evaluate(batch.obs, batch.actions))  # type: ignore[operator]
         loss = ppo_loss(
             new.log_probs,
@@ -74,24 +73,12 @@ class EagerStep:
             new.values,
             batch.returns,
             new.entropy,
-            clip_range=clip_range,
-            value_coef=self._value_coef,
-            entropy_coef=entropy_coef,
-            value_clip_range=self._value_clip_range,
+            clip_range=weights.clip_range,
+            value_coef=weights.value_coef,
+            entropy_coef=weights.entropy_coef,
+            value_clip_range=weights.value_clip_range,
             old_values=batch.values,
         )
         self._optimizer.zero_grad()
         loss.total.backward()
-        norms = [
-            nn.utils.clip_grad_norm_(parameters, self._max_grad_norm)
-            for parameters in self._groups.values()
-        ]
-        self._optimizer.step()
-        return StepMetrics(
-            loss.policy_loss.detach(),
-            loss.value_loss.detach(),
-            loss.entropy.detach(),
-            loss.approx_kl,
-            loss.clip_fraction,
-            torch.linalg.vector_norm(torch.stack(norms)),
-        )
+        return torch.stack([getattr(loss, name) for name in METRICS])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from ppo.advantages import normalize
 from ppo.errors import NonFiniteError
-from ppo.learner.eager import EagerStep, StepMetrics, parameter_groups
-from ppo.learner.state import Undo, load_optimizer_tensors, optimizer_tensors
+from ppo.learner.closed_form import ClosedFormGradient
+from ppo.learner.eager import METRICS, EagerGradient, Gradient, LossWeights
+from ppo.learner.flat_adam import FlatAdam
+from ppo.policies.protocol import PlainLayers
 from ppo.rollout import Batch
 
 __all__ = ["Learner"]
@@ -48,18 +51,21 @@ class Learner:
         self._policy = policy
         self._num_epochs = num_epochs
         self._minibatch_size = minibatch_size
+        self._value_coef = value_coef
+        self._value_clip_range = value_clip_range
+        self._max_grad_norm = max_grad_norm
         self._target_kl = target_kl
         self._normalize_advantages = normalize_advantages
-        parameters = [p for group in parameter_groups(policy).values() for p in group]
-        fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-        self._optimizer = torch.optim.Adam(parameters, eps=adam_eps, fused=fused)
-        self._step = EagerStep(
-            policy,
-            self._optimizer,
-            value_coef=value_coef,
-            value_clip_range=value_clip_range,
-            max_grad_norm=max_grad_norm,
-        )
+        self._optimizer = FlatAdam(parameter_groups(policy), adam_eps)
+        self._gradient: Gradient = EagerGradient(policy, self._optimizer)
+        describe = getattr(policy, "plain_layers", None)
+        layers: PlainLayers | None = None if describe is None else describe()
+        if (
+            layers is not None
+            and value_clip_range is None
+            and ClosedFormGradient.supports(layers, self._optimizer)
+        ):
+            self._gradient = ClosedFormGradient(layers)
 
     def improve(
         self,
@@ -80,25 +86,39 @@ class Learner:
             entropy_coef: Weight of the entropy bonus.
 
         Returns:
-            Means of the `StepMetrics` over all gradient steps, by name.
+            Means over all gradient steps of `METRICS` and `grad_norm`, by name.
 
         Raises:
             NonFiniteError: A loss or gradient is not finite; policy and optimizer are as before.
         """
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        undo = Undo.take(self._policy, self._optimizer)
-        records: list[StepMetrics] = []
+        weights = LossWeights(clip_range, entropy_coef, self._value_coef, self._value_clip_range)
+        self._optimizer.bind()
+        undo = _Undo(self._policy, self._optimizer)
+        batch = self._gradient.prepare(batch)
+        with _threads(self._gradient.num_threads):
+            return self._run_epochs(batch, generator, weights, learning_rate, undo)
+
+    def _run_epochs(
+        self,
+        batch: Batch,
+        generator: torch.Generator,
+        weights: LossWeights,
+        learning_rate: float,
+        undo: _Undo,
+    ) -> dict[str, float]:
+        records: list[Tensor] = []
         for _ in range(self._num_epochs):
             first = len(records)
             for mini in batch.minibatches(self._minibatch_size, generator):
                 if self._normalize_advantages:
                     mini = mini.replace(advantages=normalize(mini.advantages))
-                records.append(self._step(mini, clip_range=clip_range, entropy_coef=entropy_coef))
+                metrics = self._gradient(mini, weights)
+                norm = self._optimizer.step(learning_rate, self._max_grad_norm)
+                records.append(torch.cat([metrics, norm.reshape(1)]))
             epoch = _means(records[first:])
             bad = [name for name, mean in epoch.items() if not math.isfinite(mean)]
             if bad:
-                undo.apply(self._policy, self._optimizer)
+                undo.apply()
                 raise NonFiniteError(
                     f"{', '.join(bad)} became non-finite during an update; policy and optimizer "
                     "are as they were before it. Lower learning_rate or max_grad_norm, or look "
@@ -110,14 +130,47 @@ class Learner:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The optimizer's tensors, by name."""
-        return optimizer_tensors(self._optimizer)
+        return self._optimizer.state_dict()
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `state_dict` returned."""
-        load_optimizer_tensors(self._optimizer, tensors)
+        self._optimizer.load_state_dict(tensors)
 
 
-def _means(records: list[StepMetrics]) -> dict[str, float]:
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let torch use this many threads inside one operation; None leaves it as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Undo:
+    """Copies of all tensors of policy and optimizer, to go back to if an update fails."""
+
+    def __init__(self, policy: nn.Module, optimizer: FlatAdam) -> None:
+        self._policy, self._optimizer = policy, optimizer
+        self._tensors = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+        self._moments = optimizer.state_dict()
+
+    def apply(self) -> None:
+        self._policy.load_state_dict(self._tensors)
+        self._optimizer.load_state_dict(self._moments)
+
+
+def _means(records: list[Tensor]) -> dict[str, float]:
     """Mean of every metric, with one transfer to the host."""
-    means = torch.stack([torch.stack(record) for record in records]).mean(0).tolist()
-    return dict(zip(StepMetrics._fields, means, strict=True))
+    means = torch.stack(records).mean(0).tolist()
+    return dict(zip((*METRICS, "grad_norm"), means, strict=True))
+
+
+def parameter_groups(policy: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The policy's own groups, or all its parameters as one."""
+    groups = getattr(policy, "parameter_groups", None)
+    named: dict[str, list[nn.Parameter]] = (
+        groups() if groups else {"policy": list(policy.parameters())}
+    )
+    return named

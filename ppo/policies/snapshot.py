@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ppo.policies.bodies import MLP
-from ppo.policies.heads import CategoricalHead, GaussianHead
 from ppo.policies.normalizer import ObservationNormalizer
+from ppo.policies.protocol import PlainLayers
 
 __all__ = ["MLPActor", "snapshot"]
 
-# Above this many weights in one layer BLAS may use threads, and several rows at a time are a
-# matter of arithmetic, not of overhead: torch then acts for all environments at once.
-_MAX_LAYER = 128 * 128
+# Above this many weights in one layer a product for a group of environments may use several
+# threads, and arithmetic outweighs overhead: torch then acts for all environments at once.
+_MAX_LAYER = 128 * 64
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -88,31 +87,24 @@ class MLPActor:
 
 
 def snapshot(
-    normalizer: nn.Module, body: nn.Module, head: CategoricalHead | GaussianHead
+    normalizer: nn.Module, layers: PlainLayers, action_shape: tuple[int, ...]
 ) -> MLPActor | None:
-    """Copy an actor into NumPy, or return None where it is not a small plain MLP."""
-    if not isinstance(body, MLP) or not isinstance(normalizer, ObservationNormalizer | nn.Identity):
-        return None
-    activations = {type(layer) for layer in body if not isinstance(layer, nn.Linear | nn.Flatten)}
-    if len(activations) > 1 or not activations <= {nn.Tanh, nn.ReLU}:
-        return None
-    linears = [*(layer for layer in body if isinstance(layer, nn.Linear)), head.linear]
-    if any(layer.weight.numel() > _MAX_LAYER for layer in linears):
+    """Copy an actor into NumPy, or return None where it is not small."""
+    if any(layer.weight.numel() > _MAX_LAYER for layer in layers.actor):
         return None
     shift = scale = std = None
     clip = 0.0
-    shape: tuple[int, ...] = ()
     if isinstance(normalizer, ObservationNormalizer):
         shift, scale = _array(normalizer.shift).reshape(-1), _array(normalizer.scale).reshape(-1)
         clip = normalizer.clip
-    if isinstance(head, GaussianHead):
-        std, shape = _array(head.bounded_log_std().exp()), head.shape
+    if layers.bounded_log_std is not None:
+        std = _array(layers.bounded_log_std().exp())
     return MLPActor(
         shift=shift,
         scale=scale,
         clip=clip,
-        layers=[(_array(layer.weight.T), _array(layer.bias)) for layer in linears],
-        relu=activations == {nn.ReLU},
+        layers=[(_array(layer.weight.T), _array(layer.bias)) for layer in layers.actor],
+        relu=layers.activation == "relu",
         std=std,
-        action_shape=shape,
+        action_shape=action_shape,
     )

@@ -1,0 +1,296 @@
+"""The command `ppo`: train, resume, evaluate, play and plot runs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ppo.agent import PPOAgent
+from ppo.arguments import natural, parse_arguments
+from ppo.config import PPOConfig, tuned_names
+from ppo.errors import CheckpointError, ConfigError, PPOError
+from ppo.playing import open_video, open_window, play
+from ppo.plotting import plot_runs
+from ppo.report import Report
+from ppo.runs import RunFolder, reward_threshold
+from ppo.stop_signals import StopSignals
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments after the command's name; None takes those of the process.
+
+    Returns:
+        The exit status.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # So that `env: my_module:My-v0` finds my_module.py in the current folder, as with `python -m`.
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
+    try:
+        args = parse_arguments(arguments)
+        status: int = _COMMANDS[args.command](args)
+        sys.stdout.flush()
+        return status
+    except SystemExit as exit_:  # argparse has said why
+        return int(exit_.code or 0)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # `ppo configs | head`
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ConfigError as error:
+        _say(f"error: {' '.join(str(error).split())}")
+        return 2
+    except (PPOError, OSError) as error:
+        _say(f"error: {error}")
+        return 1
+
+
+def _train(args: argparse.Namespace) -> int:
+    seed, overrides = _seed(args.seed, args.overrides)
+    config = _read_config(args.config, overrides)
+    if config.env is None or config.steps is None:
+        missing = "env" if config.env is None else "steps"
+        raise ConfigError(
+            f"{args.config}: {missing} is not set; write `{missing}: ...` into the file, "
+            f"or {missing}=... behind its name"
+        )
+    run = RunFolder.create(
+        config,
+        seed=seed,
+        out=args.out,
+        stem=Path(args.config).name.removesuffix(".yaml").removesuffix(".yml"),
+        name=args.name,
+        command=args.command_line,
+    )
+    agent = PPOAgent(config=config, seed=seed, device=args.device, logger=run.log)
+    if not args.quiet:
+        _note(f"training {config.env} for {config.steps:,} steps into {run.path}")
+    return _learn(agent, run, config.steps, args)
+
+
+def _resume(args: argparse.Namespace) -> int:
+    run = RunFolder.open(args.run)
+    agent = run.resume(device=args.device, warn=_warn)
+    steps = max(0, agent.goal - agent.steps) if args.steps is None else args.steps
+    if not args.quiet:
+        _note(
+            f"going on from {agent.steps:,} to {agent.steps + steps:,} steps in {run.path}"
+            if steps
+            else f"the goal of {agent.goal:,} steps is reached; to train further, pass --steps"
+        )
+    return _learn(agent, run, steps, args)
+
+
+def _learn(agent: PPOAgent, run: RunFolder, steps: int, args: argparse.Namespace) -> int:
+    """Train, keep checkpoints, and end well however it ends."""
+    terminal = sys.stderr.isatty()
+    milestones = _Milestones(agent.steps) if not (terminal or args.quiet) else None
+    resume = f"ppo resume {shlex.quote(str(run.path))}"
+
+    def after_update(report: Report) -> bool:
+        run.checkpoint(agent)
+        if milestones is not None:
+            milestones(report)
+        return stop.signum is None
+
+    with run, StopSignals() as stop:
+        try:
+            if steps > 0:
+                env = agent.config.env or ""
+                show = terminal and not args.quiet
+                agent.learn(env, steps, callback=after_update, progress=show)
+        except BaseException as error:
+            if agent.updates == 0:
+                run.discard()
+            # Ctrl-C a second time may have hit the middle of an update: what is on disk counts.
+            elif isinstance(error, PPOError | OSError):
+                with contextlib.suppress(CheckpointError):
+                    run.save(agent)
+            if agent.updates > 0:
+                _say(f"to go on from the latest checkpoint: {resume}")
+            if stop.signum is None or not isinstance(error, PPOError):
+                raise
+        if stop.signum is not None:
+            if agent.updates > 0:
+                run.save(agent)
+                _say(f"stopped at {agent.steps:,} of {agent.goal:,} steps; to go on: {resume}")
+            return 128 + stop.signum
+        run.finish(agent)
+    _summarize(agent, run, args)
+    return 0
+
+
+def _summarize(agent: PPOAgent, run: RunFolder, args: argparse.Namespace) -> None:
+    """Evaluate the final policy, draw the curve, and say where everything is."""
+    path = shlex.quote(str(run.path))
+    with contextlib.suppress(PPOError):
+        plot_runs([run], run.path / "curve.png")
+    rate = agent.steps / run.seconds if run.seconds else float("nan")
+    print(f"trained {agent.steps:,} steps in {_duration(run.seconds)} ({rate:,.0f} steps/s)")
+    if args.eval_episodes > 0:
+        if not args.quiet:
+            _note(f"evaluating over {args.eval_episodes} episodes ...")
+        _print_evaluation(agent, args.eval_episodes, run=run)
+    print(f"run folder: {run.path}")
+    if not args.quiet:
+        print(f"  to watch it:  ppo play {path}")
+        print(f"  to train on:  ppo resume {path} --steps {agent.goal}")
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    agent = RunFolder.open(args.run).load(warn=_warn)
+    _print_evaluation(agent, args.episodes, seed=args.seed, deterministic=not args.stochastic)
+    return 0
+
+
+def _print_evaluation(
+    agent: PPOAgent,
+    episodes: int,
+    *,
+    seed: int = 0,
+    deterministic: bool = True,
+    run: RunFolder | None = None,
+) -> None:
+    result = agent.evaluate(
+        agent.config.env or "", episodes, deterministic=deterministic, seed=seed
+    )
+    threshold = reward_threshold(agent.config)
+    solved = None if threshold is None else result.mean_return >= threshold
+    print(f"evaluation: return {result}")
+    if solved is not None:
+        word = "solved" if solved else "not solved"
+        print(f"{word}: the reward threshold of {agent.config.env} is {threshold:g}")
+    if run is not None:
+        run.save_evaluation(
+            result, steps=agent.steps, seed=seed, reward_threshold=threshold, solved=solved
+        )
+
+
+def _play(args: argparse.Namespace) -> int:
+    agent = RunFolder.open(args.run).load(warn=_warn)
+
+    def act(obs: Any) -> Any:
+        return agent.act(obs, deterministic=not args.stochastic)
+
+    opened = (
+        open_window(agent.config, _warn)
+        if args.video is None
+        else open_video(agent.config, args.video)
+    )
+    with opened as env:
+        for index, episode in enumerate(play(act, env, args.episodes, seed=args.seed), start=1):
+            number = f"episode {index}: " if args.episodes > 1 else ""
+            print(
+                f"{number}return {episode.episode_return:.1f}, {episode.episode_length:,} steps",
+                flush=True,
+            )
+    if args.video is not None:
+        print(f"video: {args.video}")
+    return 0
+
+
+def _plot(args: argparse.Namespace) -> int:
+    runs = [RunFolder.open(path) for path in args.runs]
+    default = runs[0].path / "curve.png" if len(runs) == 1 else Path("curves.png")
+    print(f"picture: {plot_runs(runs, args.out or default)}")
+    return 0
+
+
+def _configs(args: argparse.Namespace) -> int:
+    rows = [("NAME", "ENVIRONMENT", "STEPS")]
+    for name in tuned_names():
+        config = PPOConfig.tuned(name)
+        rows.append((name, config.env or "", f"{config.steps or 0:,}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for name, env, steps in rows:
+        print(f"{name:<{widths[0]}}  {env:<{widths[1]}}  {steps:>{widths[2]}}")
+    return 0
+
+
+def _read_config(name: str, overrides: Sequence[str]) -> PPOConfig:
+    path = Path(name)
+    if path.is_file() or path.name != name:
+        return PPOConfig.from_yaml(path, overrides)
+    try:
+        return PPOConfig.tuned(name, overrides)
+    except ConfigError as error:
+        if path.suffix in (".yaml", ".yml") and "tuned configuration" in str(error):
+            raise ConfigError(f"there is no file {name!r}; {error}") from error
+        raise
+
+
+def _seed(option: int | None, overrides: Sequence[str]) -> tuple[int, list[str]]:
+    """The seed, from `--seed` or `seed=`, and the overrides without it."""
+    given = [word.partition("=")[2] for word in overrides if word.startswith("seed=")]
+    rest = [word for word in overrides if not word.startswith("seed=")]
+    try:
+        seeds = [*([] if option is None else [option]), *map(natural, given)]
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"seed {error}") from error
+    if len(seeds) > 1:
+        raise ConfigError(f"the seed is given twice: {seeds[0]} and {seeds[1]}; keep one")
+    return (seeds[0] if seeds else 0), rest
+
+
+class _Milestones:
+    """Ten short lines for those who read a log file instead of a progress bar."""
+
+    def __init__(self, steps: int) -> None:
+        self._start = steps
+        self._told = 0
+
+    def __call__(self, report: Report) -> None:
+        tenths = 10 * (report.steps - self._start) // max(1, report.goal - self._start)
+        if tenths > self._told:
+            self._told = tenths
+            metrics = report.metrics
+            _note(
+                f"{report.steps:>12,} of {report.goal:,} steps"
+                f"  return {metrics['episode_return']:9.1f}"
+                f"  {metrics['steps_per_second']:9,.0f} steps/s"
+            )
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "train": _train,
+    "resume": _resume,
+    "evaluate": _evaluate,
+    "play": _play,
+    "plot": _plot,
+    "configs": _configs,
+}
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _say(text: str) -> None:
+    _note(f"ppo: {text}")
+
+
+def _warn(text: str) -> None:
+    _say(f"warning: {text}")

@@ -1,0 +1,155 @@
+"""What a run writes after every update: JSON lines, a table and TensorBoard events."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from ppo.report import Report
+
+__all__ = ["MetricsLog", "read_metrics"]
+
+_JSON, _CSV, _TENSORBOARD = "metrics.jsonl", "metrics.csv", "tensorboard"
+
+
+def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
+    """Read the rows of a run, oldest first; a row that was cut off while written is left out.
+
+    Args:
+        folder: A run folder, also of a run that is still going on.
+
+    Returns:
+        One dictionary per update: `steps`, `updates`, `seconds`, the metrics of `Report` (None
+        where they were not finite) and `episodes`, a list of `[return, length, env_index]`.
+    """
+    try:
+        lines = (Path(folder) / _JSON).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+class MetricsLog:
+    """Appends one row per update to `metrics.jsonl` and `metrics.csv`, flushed at once.
+
+    TensorBoard events are written too where the package is installed. Files are opened by the
+    first row, so a log that is never written to leaves nothing behind.
+
+    Args:
+        folder: Where the files are; rows that are there already are continued.
+
+    Attributes:
+        seconds: Time the run has taken up to its latest row, pauses left out.
+
+    Example:
+        >>> import tempfile
+        >>> from ppo import PPOAgent, PPOConfig
+        >>> log = MetricsLog(tempfile.mkdtemp())
+        >>> agent = PPOAgent(config=PPOConfig(num_envs=2, num_steps=32), logger=log.write)
+        >>> _ = agent.learn("CartPole-v1", steps=128)
+        >>> log.close()
+        >>> [row["steps"] for row in read_metrics(log.folder)]
+        [64, 128]
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        rows = read_metrics(self.folder)
+        self.seconds: float = rows[-1]["seconds"] if rows else 0.0
+        self._columns: list[str] = _columns(rows)
+        self._start = time.monotonic() - self.seconds
+        self._purge_from: int | None = None
+        self._json: IO[str] | None = None
+        self._csv: IO[str] | None = None
+        self._tensorboard: Any = None
+
+    def write(self, report: Report) -> None:
+        """Add the row of an update."""
+        self.seconds = round(time.monotonic() - self._start, 3)
+        head = {"steps": report.steps, "updates": report.updates, "seconds": self.seconds}
+        row = {**head, **{name: _finite(value) for name, value in report.metrics.items()}}
+        episodes = [list(episode) for episode in report.episodes]
+        if self._json is None or self._csv is None:
+            self._columns = self._columns or list(row)
+            self._open()
+            assert self._json is not None
+            assert self._csv is not None
+        self._json.write(json.dumps({**row, "episodes": episodes}) + "\n")
+        self._json.flush()
+        csv.DictWriter(self._csv, self._columns, extrasaction="ignore").writerow(row)
+        self._csv.flush()
+        if self._tensorboard is not None:
+            for name, value in row.items():
+                if name not in head and value is not None:
+                    self._tensorboard.add_scalar(f"ppo/{name}", value, report.steps)
+
+    def _open(self) -> None:
+        self._json = (self.folder / _JSON).open("a", encoding="utf-8")
+        self._csv = (self.folder / _CSV).open("a", encoding="utf-8", newline="")
+        if self._csv.tell() == 0:
+            csv.writer(self._csv).writerow(self._columns)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return
+        self._tensorboard = SummaryWriter(
+            str(self.folder / _TENSORBOARD), purge_step=self._purge_from, flush_secs=10
+        )
+
+    def rewind(self, steps: int) -> None:
+        """Drop the rows after `steps`, so that a resumed run has none twice.
+
+        Args:
+            steps: Those of the checkpoint the run goes on from.
+        """
+        self.close()
+        rows = [row for row in read_metrics(self.folder) if row["steps"] <= steps]
+        self._columns = _columns(rows)
+        _replace(self.folder / _JSON, "".join(json.dumps(row) + "\n" for row in rows))
+        _replace(self.folder / _CSV, _table(self._columns, rows) if rows else "")
+        self.seconds = rows[-1]["seconds"] if rows else 0.0
+        self._start = time.monotonic() - self.seconds
+        self._purge_from = steps + 1
+
+    def close(self) -> None:
+        """Close the files; the next `write` opens them again."""
+        for file in (self._json, self._csv, self._tensorboard):
+            if file is not None:
+                file.close()
+        self._json = self._csv = self._tensorboard = None
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [name for name in rows[-1] if name != "episodes"] if rows else []
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def _table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8", newline="")
+    os.replace(temporary, path)

@@ -1,0 +1,127 @@
+"""Watching a policy: in a window or as a video."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+from ppo.config import PPOConfig
+from ppo.envs import Env
+from ppo.errors import EnvCreationError, MissingExtraError, PPOError
+from ppo.rollout import Episode
+
+__all__ = ["open_video", "open_window", "play"]
+
+VIDEO_FORMATS = (".mp4", ".gif")
+_EXTRA = "recording needs moviepy; install the extra: pip install 'ppo-gae[video]'"
+
+
+def play(
+    act: Callable[[Any], Any], env: Env, episodes: int = 1, *, seed: int | None = None
+) -> Iterator[Episode]:
+    """Play whole episodes in one environment.
+
+    Args:
+        act: From an observation to an action; `agent.act`, for example.
+        env: The environment; it is not closed.
+        episodes: How many episodes.
+        seed: Of the first episode; the others follow from it.
+
+    Yields:
+        Each episode when it has ended.
+    """
+    for index in range(episodes):
+        obs, _ = env.reset(seed=seed if index == 0 else None)
+        total, length, over = 0.0, 0, False
+        while not over:
+            obs, reward, terminated, truncated, _ = env.step(act(obs))
+            total, length, over = total + float(reward), length + 1, terminated or truncated
+        yield Episode(total, length, 0)
+
+
+@contextmanager
+def open_window(config: PPOConfig, warn: Callable[[str], object]) -> Iterator[Env]:
+    """The configured environment, shown in a window while it is stepped.
+
+    Args:
+        config: Names the environment.
+        warn: Told if there is no display to show it on.
+
+    Raises:
+        EnvCreationError: The environment, or this machine, cannot show a window.
+    """
+    env = _make(config, "human")
+    try:
+        try:
+            env.reset()
+        except Exception as error:
+            raise EnvCreationError(
+                f"{config.env} cannot be shown in a window: {error}; use --video out.mp4"
+            ) from error
+        pygame = sys.modules.get("pygame")
+        if pygame is not None and pygame.display.get_driver() in ("offscreen", "dummy"):
+            warn("there is no display, so nothing can be seen; use --video out.mp4")
+        yield env
+    finally:
+        env.close()
+
+
+@contextmanager
+def open_video(config: PPOConfig, path: str | Path) -> Iterator[Env]:
+    """The configured environment, recorded by Gymnasium into one file until the block ends.
+
+    Args:
+        config: Names the environment.
+        path: The file, `.mp4` or `.gif`; its folder must exist.
+
+    Raises:
+        EnvCreationError: The environment cannot draw pictures.
+        MissingExtraError: moviepy is not installed.
+        PPOError: The format is unknown, or the folder does not exist.
+    """
+    path = Path(path)
+    if path.suffix not in VIDEO_FORMATS:
+        raise PPOError(f"a video must end in .mp4 or .gif, got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise PPOError(f"there is no folder {str(path.parent)!r} to put the video in")
+    try:
+        from moviepy.video.io.VideoFileClip import VideoFileClip
+    except ImportError as error:
+        raise MissingExtraError(_EXTRA) from error
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "video"
+        env: Env = gymnasium.wrappers.RecordVideo(
+            _make(config, "rgb_array"),
+            str(folder),
+            episode_trigger=lambda index: index == 0,
+            video_length=sys.maxsize,  # not 0, with which a file would end with its episode
+        )
+        try:
+            yield env
+        finally:
+            env.close()  # writes the file
+        video = next(folder.glob("*.mp4"), None)
+        if video is None:
+            raise EnvCreationError(f"{config.env} drew no pictures in render mode 'rgb_array'")
+        if path.suffix == ".gif":
+            with VideoFileClip(str(video)) as clip:
+                clip.write_gif(str(path), logger=None)
+        else:
+            shutil.move(video, path)
+
+
+def _make(config: PPOConfig, render_mode: str) -> Env:
+    shown = config.replace(env_kwargs={**config.env_kwargs, "render_mode": render_mode})
+    try:
+        return shown.env_factory()()
+    except PPOError:
+        raise
+    except ValueError as error:
+        raise EnvCreationError(f"{config.env} cannot be shown: {error}") from error

@@ -1,0 +1,340 @@
+"""Run folders: everything a training run leaves on the disk, and the way back from there."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import platform
+import re
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import gymnasium
+import torch
+from typing_extensions import Self
+
+from ppo.agent import PPOAgent
+from ppo.checkpoint import versions
+from ppo.config import PPOConfig
+from ppo.errors import CheckpointError, PPOError
+from ppo.evaluation import EvaluationResult
+from ppo.metrics_log import MetricsLog, read_metrics
+from ppo.report import Report
+
+__all__ = ["RunFolder", "reward_threshold"]
+
+
+class RunFolder:
+    """A folder that holds one training run.
+
+    ========================  ==================================================================
+    `config.yaml`             every setting of the run, resolved
+    `run.json`                seed, command, versions, start
+    `metrics.jsonl`, `.csv`   a row per update; the JSON lines also name the episodes
+    `tensorboard/`            the same as events, where TensorBoard is installed
+    `checkpoints/`            the latest checkpoints, `step-000123456.safetensors`
+    `final.safetensors`       the trained agent
+    `evaluation.json`         how good it is
+    `curve.png`               learning curve, where matplotlib is installed
+    ========================  ==================================================================
+
+    Make one with `create` or `open`.
+
+    Args:
+        path: The folder.
+        checkpoint_seconds: Time between checkpoints; the first update is always kept.
+        keep: Number of checkpoints that are kept.
+
+    Attributes:
+        path: The folder.
+
+    Example:
+        >>> import tempfile
+        >>> config = PPOConfig(env="CartPole-v1", steps=128, num_envs=2, num_steps=32)
+        >>> with RunFolder.create(config, out=tempfile.mkdtemp()) as run:
+        ...     agent = PPOAgent(config=config, logger=run.log)
+        ...     _ = agent.learn("CartPole-v1", 128, callback=lambda report: run.checkpoint(agent))
+        ...     _ = run.save(agent)
+        >>> RunFolder.open(run.path).load().steps
+        128
+    """
+
+    def __init__(
+        self, path: str | Path, *, checkpoint_seconds: float = 30.0, keep: int = 3
+    ) -> None:
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
+        self.path = Path(path)
+        self.checkpoint_seconds = checkpoint_seconds
+        self.keep = keep
+        self._log = MetricsLog(self.path)
+        self._saved_at = -math.inf
+
+    @classmethod
+    def create(
+        cls,
+        config: PPOConfig,
+        *,
+        seed: int = 0,
+        out: str | Path = "runs",
+        stem: str | None = None,
+        name: str | None = None,
+        command: Sequence[str] = (),
+    ) -> Self:
+        """Make a new folder; an existing one is never written over.
+
+        Args:
+            config: The run's settings, written to `config.yaml`.
+            seed: The run's seed.
+            out: Where run folders go.
+            stem: What the folder is called, before date, time and seed; None takes the
+                environment's id.
+            name: The folder's whole name instead.
+            command: What was typed, for the record.
+
+        Raises:
+            PPOError: `name` is taken, or is not a plain name.
+        """
+        if name is not None and (Path(name).name != name or name == ".."):
+            raise PPOError(f"a run's name must be a plain folder name, got {name!r}")
+        path = _make_folder(Path(out), stem or config.env or "run", seed, name)
+        run = cls(path)
+        config.to_yaml(path / "config.yaml")
+        run._write_json(
+            "run.json",
+            {
+                "seed": seed,
+                "command": list(command),
+                "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "versions": versions(),
+                "system": {
+                    "platform": platform.system(),
+                    "machine": platform.machine(),
+                    "cpus": os.cpu_count(),
+                    "torch_threads": torch.get_num_threads(),
+                },
+            },
+        )
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Open a folder made by `create`.
+
+        Raises:
+            PPOError: There is none at `path`.
+        """
+        path = Path(path)
+        if not (path / "config.yaml").is_file() or not (path / "run.json").is_file():
+            what = "it is no run folder" if path.is_dir() else "there is no such folder"
+            raise PPOError(
+                f"cannot open run {str(path)!r}: {what}; give the path that `ppo train` printed"
+            )
+        return cls(path)
+
+    @property
+    def config(self) -> PPOConfig:
+        """The settings in `config.yaml`."""
+        return PPOConfig.from_yaml(self.path / "config.yaml")
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What `run.json` says."""
+        try:
+            return dict(json.loads((self.path / "run.json").read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise PPOError(f"{self.path / 'run.json'} is damaged: {error}") from error
+
+    @property
+    def seconds(self) -> float:
+        """Time the run has taken so far, pauses left out."""
+        return self._log.seconds
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl`; see `read_metrics`."""
+        return read_metrics(self.path)
+
+    def log(self, report: Report) -> None:
+        """Add an update to the metrics; the `logger` of an agent."""
+        self._log.write(report)
+
+    def checkpoint(self, agent: PPOAgent) -> None:
+        """Save the agent if the latest checkpoint is older than `checkpoint_seconds`."""
+        if time.monotonic() - self._saved_at >= self.checkpoint_seconds:
+            self.save(agent)
+
+    def save(self, agent: PPOAgent) -> Path:
+        """Save the agent now; of older checkpoints the latest `keep` stay.
+
+        Raises:
+            CheckpointError: The disk refuses; older checkpoints are as they were.
+        """
+        folder = self.path / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"step-{agent.steps:09d}.safetensors"
+        agent.save(path)
+        self._saved_at = time.monotonic()
+        for old in self.checkpoints()[self.keep :]:
+            with contextlib.suppress(OSError):
+                old.unlink()
+        return path
+
+    def finish(self, agent: PPOAgent) -> Path:
+        """Save the trained agent, as a checkpoint and as `final.safetensors`."""
+        self.save(agent)
+        path = self.path / "final.safetensors"
+        agent.save(path)
+        return path
+
+    def checkpoints(self) -> list[Path]:
+        """Checkpoints, newest first; `final.safetensors` is not among them."""
+        found = (self.path / "checkpoints").glob("step-*.safetensors")
+        return sorted((path for path in found if _steps(path) >= 0), key=_steps, reverse=True)
+
+    def load(
+        self,
+        *,
+        device: torch.device | str = "cpu",
+        logger: Callable[[Report], object] | None = None,
+        warn: Callable[[str], object] = warnings.warn,
+    ) -> PPOAgent:
+        """Read the newest checkpoint that is whole.
+
+        Args:
+            device: Where policy and rollouts live.
+            logger: As for `PPOAgent`.
+            warn: Told of each checkpoint that had to be skipped, and why.
+
+        Raises:
+            CheckpointError: There is no checkpoint, or none is whole.
+        """
+        agent, skipped = self._newest(device, logger)
+        for error in skipped:
+            warn(f"skipped a checkpoint: {error}")
+        if skipped:
+            warn(f"going back to {agent.steps:,} steps")
+        return agent
+
+    def resume(
+        self,
+        *,
+        device: torch.device | str = "cpu",
+        warn: Callable[[str], object] = warnings.warn,
+    ) -> PPOAgent:
+        """Read the newest whole checkpoint and make the folder ready to go on from there.
+
+        Rows of the metrics that are later than the checkpoint are dropped, since they will come
+        again. Checkpoints that had to be skipped are set aside as `*.skipped`.
+
+        Args:
+            device: Where policy and rollouts live.
+            warn: As for `load`.
+
+        Returns:
+            The agent, which logs to this folder.
+
+        Raises:
+            CheckpointError: There is no checkpoint, or none is whole. Nothing was changed.
+        """
+        agent = self.load(device=device, logger=self.log, warn=warn)
+        for path in self.checkpoints():
+            if _steps(path) > agent.steps:
+                path.rename(path.with_name(path.name + ".skipped"))
+        self._log.rewind(agent.steps)
+        self._saved_at = time.monotonic()
+        return agent
+
+    def _newest(
+        self, device: torch.device | str, logger: Callable[[Report], object] | None
+    ) -> tuple[PPOAgent, list[CheckpointError]]:
+        skipped: list[CheckpointError] = []
+        final = self.path / "final.safetensors"
+        for path in [*self.checkpoints(), *([final] if final.is_file() else [])]:
+            try:
+                return PPOAgent.load(path, device=device, logger=logger), skipped
+            except CheckpointError as error:
+                skipped.append(error)
+        config = self.path / "config.yaml"
+        if not skipped:
+            raise CheckpointError(
+                f"{self.path} holds no checkpoint; start anew with `ppo train {config}`"
+            )
+        reasons = "; ".join(str(error) for error in skipped)
+        raise CheckpointError(
+            f"no checkpoint of {self.path} can be read: {reasons}. Nothing was started; "
+            f"to start anew: `ppo train {config}`"
+        )
+
+    def save_evaluation(self, result: EvaluationResult, **about: Any) -> None:
+        """Write `evaluation.json`: mean, spread, every episode, and what else is given."""
+        summary = {"mean_return": result.mean_return, "std_return": result.std_return, **about}
+        self._write_json("evaluation.json", {**summary, **dataclasses.asdict(result)})
+
+    def discard(self) -> None:
+        """Remove a folder in which nothing has happened yet; any other stays as it is."""
+        self.close()
+        if not self.metrics() and not self.checkpoints():
+            for name in ("config.yaml", "run.json"):
+                (self.path / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+
+    def close(self) -> None:
+        """Close the files of the metrics."""
+        self._log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _write_json(self, name: str, data: Any) -> None:
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, self.path / name)
+
+
+def reward_threshold(config: PPOConfig) -> float | None:
+    """Mean return at which Gymnasium calls the configured environment solved, if it says so."""
+    if config.env is None:
+        return None
+    try:
+        return gymnasium.spec(config.env).reward_threshold
+    except (gymnasium.error.Error, ModuleNotFoundError):
+        return None
+
+
+def _make_folder(out: Path, stem: str, seed: int, name: str | None) -> Path:
+    out.mkdir(parents=True, exist_ok=True)
+    if name is None:
+        stem = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "run"
+        name = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}-seed{seed}"
+        names = [name, *(f"{name}-{count}" for count in range(2, 1000))]
+    else:
+        names = [name]
+    for candidate in names:
+        try:
+            (out / candidate).mkdir()
+        except FileExistsError:
+            continue
+        return out / candidate
+    raise PPOError(f"{out / name} exists already; choose another name, or go on with `ppo resume`")
+
+
+def _steps(path: Path) -> int:
+    match = re.fullmatch(r"step-(\d+)\.safetensors", path.name)
+    return int(match[1]) if match else -1
