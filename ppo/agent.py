@@ -94,7 +94,7 @@ class PPOAgent:
 
     def _child_seed(self, key: int) -> int:
         sequence = np.random.SeedSequence(self.seed, spawn_key=(key,))
-        return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+        return int(sequence.generate_state(1, np.uint64)[0]) >> 1
 
     def _adopt(self, policy: nn.Module) -> None:
         config = self.config

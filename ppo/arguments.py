@@ -41,7 +41,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     # argparse takes positional arguments in one piece; overrides may stand among the options.
     stray = [word for word in rest if word.startswith("-") or "=" not in word]
     if stray or (rest and args.command != "train"):
-        parser.error(f"unrecognized arguments: {' '.join(stray or rest)}")
+        words = " ".join(stray or rest)
+        parser.exit(2, f"ppo: error: unknown: {words}; see `ppo {args.command} --help`\n")
     if args.command == "train":
         args.overrides += rest
     args.command_line = ["ppo", *argv]

@@ -73,7 +73,7 @@ def _train(args: argparse.Namespace) -> int:
         config,
         seed=seed,
         out=args.out,
-        stem=Path(args.config).name.removesuffix(".yaml").removesuffix(".yml"),
+        stem=_stem(args.config),
         name=args.name,
         command=args.command_line,
     )
@@ -232,6 +232,12 @@ def _read_config(name: str, overrides: Sequence[str]) -> PPOConfig:
         if path.suffix in (".yaml", ".yml") and "tuned configuration" in str(error):
             raise ConfigError(f"there is no file {name!r}; {error}") from error
         raise
+
+
+def _stem(name: str) -> str | None:
+    """What a run is called after: the name or file given, unless that is another run's file."""
+    stem = Path(name).name.removesuffix(".yaml").removesuffix(".yml")
+    return None if stem == "config" else stem
 
 
 def _seed(option: int | None, overrides: Sequence[str]) -> tuple[int, list[str]]:

@@ -358,7 +358,7 @@ def _log_ratio(log_probs: Tensor, old_log_probs: Tensor, valid: Tensor | None) -
 def _policy_loss(
     log_ratio: Tensor, advantages: Tensor, clip_range: float | Tensor, valid: Tensor | None
 ) -> Tensor:
-    (advantages,) = at_least_float32(select(advantages.detach(), valid))
+    (advantages,) = at_least_float32(advantages.detach())
     ratio = log_ratio.exp()
     clipped = _clamp(ratio, 1 - clip_range, 1 + clip_range)
     return -masked_mean(torch.minimum(ratio * advantages, clipped * advantages), valid)

@@ -57,11 +57,12 @@ class MetricsLog:
     Example:
         >>> import tempfile
         >>> from ppo import PPOAgent, PPOConfig
-        >>> log = MetricsLog(tempfile.mkdtemp())
-        >>> agent = PPOAgent(config=PPOConfig(num_envs=2, num_steps=32), logger=log.write)
-        >>> _ = agent.learn("CartPole-v1", steps=128)
-        >>> log.close()
-        >>> [row["steps"] for row in read_metrics(log.folder)]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log = MetricsLog(folder)
+        ...     agent = PPOAgent(config=PPOConfig(num_envs=2, num_steps=32), logger=log.write)
+        ...     _ = agent.learn("CartPole-v1", steps=128)
+        ...     log.close()
+        ...     [row["steps"] for row in read_metrics(folder)]
         [64, 128]
     """
 

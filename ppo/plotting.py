@@ -82,7 +82,9 @@ def plot_runs(runs: Sequence[RunFolder], path: str | Path) -> Path:
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    legend = axes.legend(loc="lower right", framealpha=0.9, edgecolor="none")
+    legend = axes.legend(
+        loc="lower right" if len(runs) == 1 else "best", framealpha=0.9, edgecolor="none"
+    )
     for handle in filter(None, legend.legend_handles):
         handle.set_alpha(1.0)
     try:
@@ -174,7 +176,7 @@ def _labels(groups: Sequence[_Group]) -> list[str]:
     """What tells the groups apart: the settings in which they differ, or else the folders."""
     if len(groups) == 1:
         alone = len(groups[0].runs) == 1
-        return ["mean" if alone else _counted("mean", groups[0])]
+        return ["running mean" if alone else _counted("mean", groups[0])]
     first = groups[0].settings
     varying = [name for name in first if any(g.settings[name] != first[name] for g in groups)]
     names = ["env"] if "env" in varying else varying

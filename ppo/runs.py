@@ -59,12 +59,14 @@ class RunFolder:
     Example:
         >>> import tempfile
         >>> config = PPOConfig(env="CartPole-v1", steps=128, num_envs=2, num_steps=32)
-        >>> with RunFolder.create(config, out=tempfile.mkdtemp()) as run:
+        >>> out = tempfile.TemporaryDirectory()
+        >>> with RunFolder.create(config, out=out.name) as run:
         ...     agent = PPOAgent(config=config, logger=run.log)
         ...     _ = agent.learn("CartPole-v1", 128, callback=lambda report: run.checkpoint(agent))
-        ...     _ = run.save(agent)
+        ...     _ = run.finish(agent)
         >>> RunFolder.open(run.path).load().steps
         128
+        >>> out.cleanup()
     """
 
     def __init__(

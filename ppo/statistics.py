@@ -241,7 +241,7 @@ class RewardScaler:
 
         self.moments.update(self._discounted(rewards, ended, valid), valid)
         std = self.moments.std
-        signal = (self.moments.count >= 2) & (std > _NOISE * self.moments.mean.abs())
+        signal = std > _NOISE * self.moments.mean.abs()
         (rewards,) = at_least_float32(rewards)
         return rewards / torch.where(signal, std.clamp(min=_MIN_STD), 1.0).to(rewards.dtype)
 

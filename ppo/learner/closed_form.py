@@ -125,9 +125,9 @@ class ClosedFormGradient:
         self._rows: dict[int, np.ndarray] = {}
 
     @staticmethod
-    def supports(layers: PlainLayers, optimizer: FlatAdam) -> bool:
+    def supports(layers: PlainLayers, optimizer: FlatAdam, value_clip_range: float | None) -> bool:
         """True where the closed form holds, covers all parameters, and is worth it."""
-        if layers.actor[0] is layers.critic[0]:
+        if layers.actor[0] is layers.critic[0] or value_clip_range is not None:
             return False
         parameters = [
             p for net in (layers.actor, layers.critic) for m in net for p in m.parameters()

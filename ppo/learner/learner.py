@@ -14,10 +14,13 @@ from ppo.errors import NonFiniteError
 from ppo.learner.closed_form import ClosedFormGradient
 from ppo.learner.eager import METRICS, EagerGradient, Gradient, LossWeights
 from ppo.learner.flat_adam import FlatAdam
+from ppo.learner.traced import TracedGradient
 from ppo.policies.protocol import PlainLayers
 from ppo.rollout import Batch
 
 __all__ = ["Learner"]
+
+_LARGEST_TRACED = 200_000  # parameters; beyond it the arithmetic dominates
 
 
 class Learner:
@@ -57,15 +60,7 @@ class Learner:
         self._target_kl = target_kl
         self._normalize_advantages = normalize_advantages
         self._optimizer = FlatAdam(parameter_groups(policy), adam_eps)
-        self._gradient: Gradient = EagerGradient(policy, self._optimizer)
-        describe = getattr(policy, "plain_layers", None)
-        layers: PlainLayers | None = None if describe is None else describe()
-        if (
-            layers is not None
-            and value_clip_range is None
-            and ClosedFormGradient.supports(layers, self._optimizer)
-        ):
-            self._gradient = ClosedFormGradient(layers)
+        self._gradient = _fastest_gradient(policy, self._optimizer, value_clip_range)
 
     def improve(
         self,
@@ -135,6 +130,20 @@ class Learner:
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `state_dict` returned."""
         self._optimizer.load_state_dict(tensors)
+
+
+def _fastest_gradient(
+    policy: nn.Module, optimizer: FlatAdam, value_clip_range: float | None
+) -> Gradient:
+    """Closed form, else recorded, else eager; all compute the same gradient."""
+    describe = getattr(policy, "plain_layers", None)
+    layers: PlainLayers | None = None if describe is None else describe()
+    if layers is not None and ClosedFormGradient.supports(layers, optimizer, value_clip_range):
+        return ClosedFormGradient(layers)
+    eager = EagerGradient(policy, optimizer)
+    small = optimizer.size <= _LARGEST_TRACED
+    on_cpu = all(vector.device.type == "cpu" for vector in optimizer.parameters)
+    return TracedGradient(policy, eager) if small and on_cpu else eager
 
 
 @contextlib.contextmanager

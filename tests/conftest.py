@@ -1,0 +1,29 @@
+"""What holds for every test module: one thread, patient hypothesis, no child left behind."""
+
+import gc
+import multiprocessing
+import sys
+
+import hypothesis
+import pytest
+import torch
+from processes import children, wait_until
+
+torch.set_num_threads(1)
+
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_child_outlives_its_module():
+    """A test module fails if it leaks a child process."""
+    if sys.platform != "linux":
+        yield
+        assert not multiprocessing.active_children()
+        return
+    before = children()
+    yield
+    gc.collect()
+    multiprocessing.active_children()  # reaps those that have ended
+    assert wait_until(lambda: children() <= before), f"left behind: {children() - before}"

@@ -1,0 +1,669 @@
+import copy
+import math
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from environments import CountPolicy
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ppo.distributions import Categorical
+from ppo.errors import ConfigError, PPOError, SpaceError
+from ppo.policies import (
+    MLP,
+    ActorCritic,
+    NatureCNN,
+    ObservationNormalizer,
+    Policy,
+    PolicyConfig,
+    make_policy,
+)
+from ppo.policies.heads import CategoricalHead
+from ppo.policies.protocol import policy_device
+
+SQRT2 = math.sqrt(2.0)
+PLANE = spaces.Box(-10.0, 10.0, (3,), np.float32)
+THREE = spaces.Discrete(3)
+PAIR = spaces.Box(-1.0, 1.0, (2,), np.float32)
+IMAGE = spaces.Box(0, 255, (3, 40, 44), np.uint8)
+SMALL_CNN = PolicyConfig(hidden_sizes=(), cnn_features=16)
+ACTIONS = pytest.mark.parametrize("action_space", [THREE, PAIR], ids=["discrete", "box"])
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def observations(space, rows=7, seed=0):
+    rng = np.random.default_rng(seed)
+    if space.dtype == np.uint8:
+        return torch.from_numpy(rng.integers(0, 256, (rows, *space.shape), dtype=np.uint8))
+    return torch.from_numpy(rng.normal(0, 2, (rows, *space.shape)).astype(np.float32))
+
+
+def trained_like(policy, seed=0):
+    """Move every parameter and fill the normaliser, as training would."""
+    shuffle = generator(seed)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=shuffle)
+    policy.update_normalizer(3.0 * observations(policy.observation_space, 50, seed) + 1.0)
+    return policy
+
+
+def global_randomness():
+    return (
+        torch.get_rng_state().tolist(),
+        np.random.get_state()[1].tolist(),  # noqa: NPY002
+        random.getstate(),
+    )
+
+
+# --- initial weights
+
+
+def assert_orthogonal(layer, gain):
+    weight = layer.weight.detach().flatten(1)
+    if weight.shape[0] > weight.shape[1]:
+        weight = weight.T
+    torch.testing.assert_close(weight @ weight.T, gain**2 * torch.eye(len(weight)))
+    assert not layer.bias.any()
+
+
+@ACTIONS
+@pytest.mark.parametrize("shared", [False, True])
+def test_layers_start_orthogonal_with_the_gain_of_their_role(action_space, shared):
+    config = PolicyConfig(hidden_sizes=(16, 5), shared=shared, output_gain=0.03)
+    policy = make_policy(PLANE, action_space, config)
+    for body in (policy.actor_body, policy.critic_body):
+        for layer in body:
+            if isinstance(layer, nn.Linear):
+                assert_orthogonal(layer, SQRT2)
+    assert_orthogonal(policy.action_head.linear, 0.03)
+    assert_orthogonal(policy.value_head, 1.0)
+
+
+def test_convolutions_start_orthogonal_with_gain_root_two():
+    encoder = NatureCNN((3, 40, 44), generator(), 16)
+    layers = [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    assert [layer.weight.shape[0] for layer in layers] == [32, 64, 64, 16]
+    for layer in layers:
+        assert_orthogonal(layer, SQRT2)
+
+
+def test_the_first_actions_hardly_depend_on_the_observation():
+    policy = make_policy(PLANE, THREE)
+    log_p = policy.distribution(observations(PLANE, 50)).log_p
+    assert (log_p.exp() - 1 / 3).abs().max() < 0.02
+
+
+@ACTIONS
+def test_the_seed_and_nothing_else_decides_the_weights(action_space):
+    torch.manual_seed(1)
+    first = make_policy(PLANE, action_space, seed=5)
+    torch.manual_seed(2)
+    same, other = make_policy(PLANE, action_space, seed=5), make_policy(PLANE, action_space, seed=6)
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, same.state_dict()[name]), name
+    assert not torch.equal(first.actor_body[1].weight, other.actor_body[1].weight)
+
+
+@pytest.mark.parametrize("space", [PLANE, IMAGE], ids=["vector", "image"])
+@ACTIONS
+def test_a_policy_touches_no_global_generator(space, action_space):
+    before = global_randomness()
+    policy = make_policy(space, action_space, SMALL_CNN)
+    obs = observations(space)
+    actions = policy.act(obs, generator=generator())
+    policy.act(obs, deterministic=True)
+    policy.act(obs, noise=torch.from_numpy(policy.draw_noise(np.random.default_rng(0), 7)))
+    policy.evaluate(obs, actions)
+    policy.value(obs)
+    policy.snapshot()
+    policy.update_normalizer(obs)
+    assert global_randomness() == before
+
+
+# --- shapes, spaces
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 3), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "action_space",
+    [
+        THREE,
+        spaces.Discrete(1),
+        spaces.Discrete(4, start=-2),
+        spaces.Box(-1, 1, (), np.float32),
+        PAIR,
+        spaces.Box(-1, 1, (2, 3), np.float64),
+    ],
+    ids=str,
+)
+def test_vectors_of_any_rank_give_actions_of_any_rank(shape, action_space):
+    space = spaces.Box(-1.0, 1.0, shape, np.float32)
+    policy = make_policy(space, action_space)
+    obs = observations(space)
+    for deterministic in (False, True):
+        actions = policy.act(obs, generator=generator(), deterministic=deterministic)
+        assert actions.shape == (7, *action_space.shape)
+        assert actions.dtype == (torch.int64 if action_space.shape is None else actions.dtype)
+        log_probs, entropy, values = policy.evaluate(obs, actions)
+        assert log_probs.shape == entropy.shape == values.shape == policy.value(obs).shape == (7,)
+        assert torch.isfinite(torch.stack([log_probs, entropy, values])).all()
+
+
+@ACTIONS
+@pytest.mark.parametrize("space", [PLANE, IMAGE], ids=["vector", "image"])
+def test_no_rows_in_no_rows_out(space, action_space):
+    policy = make_policy(space, action_space, SMALL_CNN)
+    obs = observations(space, rows=0)
+    actions = policy.act(obs, generator=generator())
+    assert actions.shape == (0, *action_space.shape)
+    assert [len(x) for x in policy.evaluate(obs, actions)] == [0, 0, 0]
+    assert len(policy.value(obs)) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.uint8])
+def test_observations_of_any_type_are_read_as_float32(dtype):
+    policy = make_policy(PLANE, THREE)
+    obs = torch.tensor([[1, 2, 3], [4, 5, 6]], dtype=dtype)
+    assert torch.equal(policy.value(obs), policy.value(obs.float()))
+    assert policy.value(obs).dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 4), (2, 3, 1), ()], ids=str)
+def test_observations_of_another_shape_are_refused(shape):
+    policy = make_policy(PLANE, THREE)
+    obs = torch.zeros(shape)
+    for call in (policy.act, policy.value, lambda obs: policy.evaluate(obs, torch.zeros(2))):
+        with pytest.raises(SpaceError, match=r"rows of shape \(3,\), got"):
+            call(obs)
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Discrete(3), spaces.MultiBinary(3), spaces.Dict({"a": PLANE})], ids=str
+)
+def test_an_unsupported_observation_space_is_refused(space):
+    with pytest.raises(SpaceError, match=type(space).__name__):
+        make_policy(space, THREE)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [spaces.MultiBinary(3), spaces.Tuple((THREE,)), spaces.Box(0, 5, (2,), np.int64)],
+    ids=str,
+)
+def test_an_unsupported_action_space_is_refused(space):
+    with pytest.raises(SpaceError, match=type(space).__name__):
+        make_policy(PLANE, space)
+
+
+def test_the_default_policy_meets_the_protocol():
+    assert isinstance(make_policy(PLANE, THREE), Policy)
+    assert isinstance(CountPolicy(), Policy)
+    assert not isinstance(nn.Linear(1, 1), Policy)
+
+
+def test_the_device_of_a_policy_is_that_of_its_parameters():
+    assert policy_device(make_policy(PLANE, THREE).to("meta")).type == "meta"
+    assert policy_device(nn.Module()).type == "cpu"
+
+
+# --- images
+
+
+def test_every_layout_of_an_image_gives_the_same_features():
+    rng = np.random.default_rng(0)
+    first = torch.from_numpy(rng.integers(0, 256, (5, 3, 40, 44), dtype=np.uint8))
+    last = first.movedim(1, -1)
+    encoders = [NatureCNN(tuple(obs.shape[1:]), generator(), 16) for obs in (first, last)]
+    torch.testing.assert_close(encoders[0](first), encoders[1](last))
+    flat, single = NatureCNN((40, 44), generator(), 16), NatureCNN((1, 40, 44), generator(), 16)
+    torch.testing.assert_close(flat(first[:, 0]), single(first[:, :1]))
+    assert (encoders[0](first).std(0) > 0).any()
+
+
+def test_the_encoder_sees_pixels_between_zero_and_one():
+    encoder = NatureCNN((3, 40, 44), generator(), 16)
+    obs = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 40, 44), np.uint8))
+    x = obs.double() / 255.0
+    for layer, stride in zip(encoder.convolutions[::2], (4, 2, 1), strict=False):
+        x = torch.relu(nn.functional.conv2d(x, layer.weight.double(), layer.bias.double(), stride))
+    x = torch.relu(nn.functional.linear(x.flatten(1), encoder.linear[0].weight.double()))
+    torch.testing.assert_close(encoder(obs).double(), x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 35, 64), (64, 35, 3), (35, 35)], ids=str)
+def test_an_image_too_small_for_the_encoder_is_refused_with_a_remedy(shape):
+    space = spaces.Box(0, 255, shape, np.uint8)
+    with pytest.raises(ValueError, match=r"at least 36 x 36 pixels, got .*FlattenObservation"):
+        make_policy(space, THREE)
+
+
+@pytest.mark.parametrize("hidden_sizes", [(), (8,), (8, 4)], ids=str)
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_image_may_go_through_further_layers(hidden_sizes, shared):
+    config = PolicyConfig(hidden_sizes=hidden_sizes, cnn_features=16, shared=shared)
+    policy = make_policy(IMAGE, THREE, config)
+    assert policy.action_head.linear.in_features == (*(16,), *hidden_sizes)[-1]
+    obs = observations(IMAGE)
+    assert policy.evaluate(obs, policy.act(obs, deterministic=True)).values.shape == (7,)
+    assert policy.snapshot() is None
+
+
+def test_a_byte_vector_is_no_image():
+    space = spaces.Box(0, 255, (128,), np.uint8)
+    policy = trained_like(make_policy(space, THREE))
+    assert isinstance(policy.actor_body, MLP)
+    assert isinstance(policy.normalizer, ObservationNormalizer)
+    assert policy.act(observations(space), deterministic=True).shape == (7,)
+
+
+# --- separate and shared bodies
+
+
+@ACTIONS
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("space", [PLANE, IMAGE], ids=["vector", "image"])
+def test_the_groups_of_parameters_hold_each_parameter_once(space, action_space, shared):
+    config = PolicyConfig(hidden_sizes=(8,), cnn_features=16, shared=shared)
+    policy = make_policy(space, action_space, config)
+    groups = policy.parameter_groups()
+    assert sorted(groups) == (["policy"] if shared else ["actor", "critic"])
+    ids = [id(parameter) for group in groups.values() for parameter in group]
+    assert len(ids) == len(set(ids))
+    assert set(ids) == {id(parameter) for parameter in policy.parameters()}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_only_a_shared_body_learns_from_both_losses(shared):
+    policy = make_policy(PLANE, THREE, PolicyConfig(shared=shared))
+    obs = observations(PLANE)
+    policy.value(obs).sum().backward()
+    touched = {name for name, p in policy.named_parameters() if p.grad is not None}
+    actor = {name for name in touched if name.startswith("actor_body")}
+    assert bool(actor) is shared
+    assert "value_head.weight" in touched
+    assert "action_head.linear.weight" not in touched
+
+
+def test_a_shared_policy_is_smaller_by_one_body():
+    sizes = [
+        sum(p.numel() for p in make_policy(PLANE, THREE, PolicyConfig(shared=shared)).parameters())
+        for shared in (False, True)
+    ]
+    assert sizes[0] - sizes[1] == 3 * 64 + 64 + 64 * 64 + 64
+
+
+# --- acting
+
+
+@ACTIONS
+def test_a_deterministic_action_is_the_mode(action_space):
+    policy = trained_like(make_policy(PLANE, action_space))
+    obs = observations(PLANE)
+    expected = policy.distribution(obs).mode()
+    assert torch.equal(policy.act(obs, deterministic=True), expected)
+
+
+@ACTIONS
+def test_an_action_is_a_function_of_its_row_and_its_noise(action_space):
+    policy = trained_like(make_policy(PLANE, action_space))
+    obs = observations(PLANE)
+    noise = torch.from_numpy(policy.draw_noise(np.random.default_rng(0), 7))
+    together = policy.act(obs, noise=noise)
+    apart = torch.cat([policy.act(obs[n : n + 1], noise=noise[n : n + 1]) for n in range(7)])
+    torch.testing.assert_close(together, apart)
+    assert not together.requires_grad
+
+
+@ACTIONS
+def test_the_generator_decides_the_actions(action_space):
+    policy = make_policy(PLANE, action_space)
+    obs = observations(PLANE, 50)
+    draws = [policy.act(obs, generator=generator(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    shuffle = generator()
+    assert not torch.equal(policy.act(obs, generator=shuffle), policy.act(obs, generator=shuffle))
+
+
+def test_discrete_actions_come_with_their_probabilities():
+    policy = trained_like(make_policy(PLANE, THREE))
+    obs = observations(PLANE, 1).expand(30_000, 3)
+    counts = torch.bincount(policy.act(obs, generator=generator()), minlength=3) / 30_000
+    expected = policy.distribution(obs[:1]).log_p.exp()[0]
+    assert (counts - expected).abs().max() < 0.015
+
+
+@ACTIONS
+@pytest.mark.parametrize("shared", [False, True])
+def test_evaluate_says_what_the_distribution_and_the_value_say(action_space, shared):
+    policy = trained_like(make_policy(PLANE, action_space, PolicyConfig(shared=shared)))
+    obs = observations(PLANE)
+    actions = policy.act(obs, generator=generator())
+    log_probs, entropy, values = policy.evaluate(obs, actions)
+    distribution = policy.distribution(obs)
+    assert torch.equal(log_probs, distribution.log_prob(actions))
+    assert torch.equal(entropy, distribution.entropy())
+    assert torch.equal(values, policy.value(obs))
+    assert log_probs.requires_grad
+    assert values.requires_grad
+
+
+@ACTIONS
+def test_acting_and_evaluating_leave_the_policy_alone(action_space):
+    policy = trained_like(make_policy(PLANE, action_space))
+    before = copy.deepcopy(policy.state_dict())
+    obs = 100.0 * observations(PLANE)
+    actions = policy.act(obs, generator=generator())
+    policy.evaluate(obs, actions)
+    policy.value(obs)
+    policy.snapshot()
+    for name, tensor in policy.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+# --- log_std
+
+
+@pytest.mark.parametrize("drifted", [-1000.0, -7.0, -5.0, 0.3, 2.0, 9.0, 1000.0])
+def test_the_log_std_in_use_stays_within_its_bounds_and_can_come_back(drifted):
+    policy = make_policy(PLANE, PAIR)
+    head = policy.action_head
+    with torch.no_grad():
+        head.log_std.fill_(drifted)
+    used = head.bounded_log_std()
+    torch.testing.assert_close(used, torch.full((2,), min(max(drifted, -5.0), 2.0)))
+    used.sum().backward()
+    assert torch.equal(head.log_std.grad, torch.ones(2))
+    obs = observations(PLANE)
+    evaluation = policy.evaluate(obs, policy.act(obs, generator=generator()))
+    assert all(torch.isfinite(x).all() for x in evaluation)
+
+
+def test_the_initial_log_std_is_the_configured_one():
+    policy = make_policy(PLANE, PAIR, PolicyConfig(log_std_init=-1.25))
+    assert policy.distribution(observations(PLANE)).log_std.tolist() == [-1.25, -1.25]
+
+
+@pytest.mark.parametrize(
+    ("settings", "culprit"),
+    [
+        ({"hidden_sizes": (64, 0)}, "hidden_sizes"),
+        ({"hidden_sizes": (-1,)}, "hidden_sizes"),
+        ({"activation": "sigmoidal"}, "activation"),
+        ({"memory": "lstm"}, "memory"),
+        ({"distribution": "beta"}, "distribution"),
+        ({"cnn_features": 0}, "cnn_features"),
+        ({"output_gain": 0.0}, "output_gain"),
+        ({"output_gain": float("nan")}, "output_gain"),
+        ({"observation_clip": -1.0}, "observation_clip"),
+        ({"log_std_init": 3.0}, "log_std_init"),
+        ({"log_std_init": float("nan")}, "log_std_init"),
+        ({"log_std_min": 0.0, "log_std_max": -1.0}, "log_std_init"),
+    ],
+    ids=str,
+)
+def test_a_setting_out_of_range_is_named(settings, culprit):
+    with pytest.raises(ConfigError, match=culprit) as caught:
+        PolicyConfig(**settings)
+    assert isinstance(caught.value, PPOError)
+    assert isinstance(caught.value, ValueError)
+
+
+# --- the normaliser
+
+
+def two_pass(batches):
+    data = np.concatenate([batch.double().numpy() for batch in batches])
+    return data.mean(0), data.std(0)
+
+
+@given(
+    st.lists(st.integers(0, 20), min_size=1, max_size=5),
+    st.sampled_from([0.0, 3.0, 1e4, -1e6]),
+    st.sampled_from([1e-3, 1.0, 50.0]),
+    st.integers(0, 1000),
+)
+def test_the_normaliser_knows_mean_and_std_of_everything_it_saw(sizes, shift, scale, seed):
+    rng = np.random.default_rng(seed)
+    batches = [torch.from_numpy(rng.normal(shift, scale, (n, 2))).float() for n in sizes]
+    normalizer = ObservationNormalizer((2,))
+    for batch in batches:
+        normalizer.update(batch)
+    assert normalizer.count == sum(sizes)
+    if sum(sizes):
+        mean, std = two_pass(batches)
+        np.testing.assert_allclose(normalizer.mean.numpy(), mean, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(normalizer.var.sqrt().numpy(), std, rtol=1e-6, atol=1e-7)
+
+
+def test_what_was_seen_comes_out_with_mean_zero_and_std_one():
+    data = torch.from_numpy(np.random.default_rng(0).normal(1e4, 1.0, (5000, 2))).float()
+    normalizer = ObservationNormalizer((2,))
+    for part in data.split(700):
+        normalizer.update(part)
+    out = normalizer(data)
+    assert out.dtype == torch.float32
+    assert out.mean(0).abs().max() < 1e-2
+    assert (out.std(0) - 1.0).abs().max() < 1e-2
+
+
+def test_the_normaliser_is_the_identity_before_it_saw_anything():
+    obs = torch.tensor([[0.1, -9.9], [12.0, -1e9]])
+    normalizer = ObservationNormalizer((2,), clip=10.0)
+    expected = torch.tensor([[0.1, -9.9], [10.0, -10.0]])
+    assert torch.equal(normalizer(obs), expected)
+    normalizer.update(torch.zeros(0, 2))
+    assert torch.equal(normalizer(obs), expected)
+
+
+def test_normalised_observations_are_clipped():
+    normalizer = ObservationNormalizer((1,), clip=2.0)
+    normalizer.update(torch.tensor([[-1.0], [1.0]]))
+    assert normalizer(torch.tensor([[-50.0], [0.5], [50.0]])).flatten().tolist() == [-2.0, 0.5, 2.0]
+
+
+def test_a_constant_component_gives_finite_numbers():
+    normalizer = ObservationNormalizer((2,))
+    normalizer.update(torch.tensor([[5.0, 1.0], [5.0, 2.0]]))
+    out = normalizer(torch.tensor([[5.0, 1.5], [5.1, 1.5]]))
+    assert out[0].tolist() == [0.0, 0.0]
+    assert torch.isfinite(out).all()
+
+
+@ACTIONS
+def test_a_state_dict_carries_the_normaliser(action_space):
+    policy = trained_like(make_policy(PLANE, action_space))
+    twin = make_policy(PLANE, action_space, seed=99)
+    twin.load_state_dict(policy.state_dict())
+    obs = observations(PLANE)
+    assert torch.equal(twin.value(obs), policy.value(obs))
+    assert torch.equal(twin.act(obs, deterministic=True), policy.act(obs, deterministic=True))
+    more = observations(PLANE, 30, 4)
+    policy.update_normalizer(more)
+    twin.update_normalizer(more)
+    assert torch.equal(twin.value(obs), policy.value(obs))
+    assert torch.equal(twin.normalizer.mean, policy.normalizer.mean)
+
+
+def test_moments_are_kept_in_float64():
+    dtypes = {name: x.dtype for name, x in ObservationNormalizer((2,)).state_dict().items()}
+    assert dtypes == dict.fromkeys(("count", "mean", "var"), torch.float64)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
+def test_a_copied_policy_is_the_same_and_independent(clone):
+    policy = trained_like(make_policy(PLANE, THREE))
+    twin, obs = clone(policy), observations(PLANE)
+    before = policy.value(obs)
+    assert torch.equal(twin.value(obs), before)
+    trained_like(twin, seed=3)
+    assert torch.equal(policy.value(obs), before)
+
+
+def test_the_normaliser_can_be_switched_off():
+    policy = make_policy(PLANE, THREE, PolicyConfig(normalize_observations=False))
+    obs = observations(PLANE)
+    before = policy.value(obs)
+    policy.update_normalizer(obs + 50.0)
+    assert torch.equal(policy.value(obs), before)
+    assert not any(name.startswith("normalizer") for name in policy.state_dict())
+
+
+# --- the NumPy snapshot
+
+small_policies = st.builds(
+    lambda sizes, activation, normalize, shared, obs_shape, action_space: make_policy(
+        spaces.Box(-1.0, 1.0, obs_shape, np.float32),
+        action_space,
+        PolicyConfig(
+            hidden_sizes=sizes,
+            activation=activation,
+            normalize_observations=normalize,
+            shared=shared,
+        ),
+    ),
+    st.lists(st.sampled_from([1, 8, 32]), max_size=3).map(tuple),
+    st.sampled_from(["tanh", "relu"]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([(1,), (3,), (2, 3)]),
+    st.sampled_from([THREE, spaces.Discrete(1), PAIR, spaces.Box(-1, 1, (2, 2), np.float32)]),
+)
+
+
+@settings(max_examples=60)
+@given(small_policies, st.integers(0, 1000), st.integers(1, 40))
+def test_a_snapshot_picks_the_actions_of_its_policy(policy, seed, rows):
+    trained_like(policy, seed)
+    obs = 3.0 * observations(policy.observation_space, rows, seed)
+    noise = policy.draw_noise(np.random.default_rng(seed), rows)
+    kept_obs, kept_noise = obs.clone(), noise.copy()
+    expected = policy.act(obs, noise=torch.from_numpy(noise)).numpy()
+    actions = policy.snapshot()(obs.numpy(), noise)
+    assert actions.shape == expected.shape
+    assert torch.equal(obs, kept_obs)
+    np.testing.assert_array_equal(noise, kept_noise)
+    if isinstance(policy.action_space, spaces.Box):
+        np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-5)
+        return
+    scores = (policy.distribution(obs).log_p.detach() + torch.from_numpy(noise)).numpy()
+    chosen, best = (scores[np.arange(rows), a] for a in (actions, expected))
+    np.testing.assert_allclose(chosen, best, atol=1e-4, err_msg="no near tie")
+
+
+@settings(max_examples=40)
+@given(small_policies, st.integers(0, 1000), st.integers(2, 32), st.data())
+def test_a_row_of_a_snapshot_does_not_depend_on_the_other_rows(policy, seed, rows, data):
+    """What makes results independent of who acts for which part of a group, bit for bit."""
+    trained_like(policy, seed)
+    obs = observations(policy.observation_space, rows, seed).numpy()
+    noise = policy.draw_noise(np.random.default_rng(seed), rows)
+    whole = policy.snapshot()(obs, noise).copy()
+    first = data.draw(st.integers(0, rows - 1))
+    own = slice(first, data.draw(st.integers(first + 1, rows)))
+    part_obs, part_noise = np.zeros_like(obs), np.zeros_like(noise)
+    part_obs[own], part_noise[own] = obs[own], noise[own]
+    actor = pickle.loads(pickle.dumps(policy.snapshot()))
+    np.testing.assert_array_equal(actor(part_obs, part_noise)[own], whole[own])
+
+
+@ACTIONS
+def test_a_snapshot_is_a_copy(action_space):
+    policy = trained_like(make_policy(PLANE, action_space))
+    obs = observations(PLANE).numpy()
+    noise = policy.draw_noise(np.random.default_rng(0), 7)
+    actor = policy.snapshot()
+    before = actor(obs, noise).copy()
+    trained_like(policy, seed=5)
+    np.testing.assert_array_equal(actor(obs, noise), before)
+
+
+@ACTIONS
+def test_actions_of_a_snapshot_are_not_overwritten_by_the_next_call(action_space):
+    policy = trained_like(make_policy(PLANE, action_space))
+    actor, rng = policy.snapshot(), np.random.default_rng(0)
+    first = actor(observations(PLANE).numpy(), policy.draw_noise(rng, 7))
+    kept = first.copy()
+    actor(observations(PLANE, seed=1).numpy(), policy.draw_noise(rng, 7))
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_a_snapshot_takes_the_bounded_std():
+    policy = make_policy(PLANE, PAIR)
+    with torch.no_grad():
+        policy.action_head.log_std.fill_(50.0)
+    obs, noise = np.zeros((2, 3), np.float32), np.ones((2, 2), np.float32)
+    np.testing.assert_allclose(policy.snapshot()(obs, noise), math.exp(2.0), rtol=1e-5)
+
+
+class DoublingMLP(MLP):
+    def forward(self, x):
+        return 2.0 * super().forward(x)
+
+
+class SharperHead(CategoricalHead):
+    def forward(self, features):
+        return Categorical(5.0 * self.linear(features))
+
+
+class CautiousPolicy(ActorCritic):
+    """A user's subclass that acts in its own way."""
+
+    def act(self, obs, **arguments):
+        return torch.zeros_like(super().act(obs, **arguments))
+
+
+class TemperedPolicy(ActorCritic):
+    """A user's subclass with a distribution of its own."""
+
+    def distribution(self, obs):
+        distribution = super().distribution(obs)
+        distribution.log_p = torch.log_softmax(distribution.log_p / 5.0, -1)
+        return distribution
+
+
+def unusual_policies():
+    for activation in ("elu", "gelu", "silu"):
+        yield activation, make_policy(PLANE, THREE, PolicyConfig(activation=activation))
+    yield "large", make_policy(PLANE, THREE, PolicyConfig(hidden_sizes=(256, 256)))
+    yield "image", make_policy(IMAGE, THREE, SMALL_CNN)
+    policy = make_policy(PLANE, THREE)
+    policy.actor_body = nn.Sequential(nn.Linear(3, 64), nn.LayerNorm(64))
+    yield "foreign body", policy
+    policy = make_policy(PLANE, THREE)
+    policy.actor_body.append(nn.Dropout(0.5))
+    yield "appended layer", policy
+    policy = make_policy(PLANE, THREE)
+    policy.actor_body.append(nn.Linear(64, 64))
+    yield "two linear layers in a row", policy
+    policy = make_policy(PLANE, THREE)
+    policy.actor_body.insert(0, nn.Tanh())
+    yield "activation first", policy
+    policy = make_policy(PLANE, THREE)
+    policy.action_head = SharperHead(THREE, 64, PolicyConfig(), generator())
+    yield "subclass of a head", policy
+    policy = make_policy(PLANE, THREE)
+    policy.normalizer = nn.LayerNorm(3)
+    yield "foreign normaliser", policy
+    policy = make_policy(PLANE, THREE)
+    policy.actor_body = DoublingMLP(3, (64,), "tanh", generator())
+    yield "subclass of MLP", policy
+    for subclass in (CautiousPolicy, TemperedPolicy):
+        yield subclass.__name__, subclass(PLANE, THREE, PolicyConfig(), generator())
+
+
+@pytest.mark.parametrize(
+    "policy", [pytest.param(policy, id=name) for name, policy in unusual_policies()]
+)
+def test_what_is_no_small_plain_mlp_has_no_snapshot(policy):
+    """A snapshot that computes something else than its policy would collect foreign actions."""
+    assert policy.snapshot() is None
