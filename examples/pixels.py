@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from ppo import PPOAgent, PolicyConfig, PPOConfig
+from ppo import PolicyConfig, PPOAgent, PPOConfig
 
 SIZE, PIXELS = 9, 4
 

@@ -1,6 +1,6 @@
 """What `ppo train` does, without a run folder: load a YAML file, learn, evaluate, play.
 
-    python examples/run_ppo.py ppo/configs/cartpole.yaml steps=50_000 num_workers=2 --play
+python examples/run_ppo.py ppo/configs/cartpole.yaml steps=50_000 num_workers=2 --play
 """
 
 import argparse

@@ -29,7 +29,7 @@ from ppo.policies.protocol import Policy
 from ppo.progress import progress_bar
 from ppo.report import Callback, Report
 from ppo.rollout import Episode, Rollout
-from ppo.spaces import Space, make_action_adapter, space_from_dict, space_to_dict
+from ppo.spaces import Space, make_action_adapter, observation_dtype, space_from_dict, space_to_dict
 from ppo.statistics import RewardScaler
 
 __all__ = ["PPOAgent"]
@@ -157,7 +157,7 @@ class PPOAgent:
             PPOError: As for `RolloutCollector`, and for an environment with other spaces.
             ValueError: `steps` is below 1.
         """
-        if steps < 1:
+        if not steps >= 1:  # NaN too
             raise ValueError(f"steps must be at least 1, got {steps}")
         goal = self.steps + steps
         show = sys.stderr.isatty() if progress is None else progress
@@ -280,7 +280,7 @@ class PPOAgent:
         if self.policy is None or self.observation_space is None or self.action_space is None:
             raise PPOError("act needs a trained agent: call learn or load first")
         shape = self.observation_space.shape or ()
-        array = np.asarray(obs)
+        array = np.asarray(obs, observation_dtype(self.observation_space))  # as in training
         single = array.shape == shape
         if not single and array.shape[1:] != shape:
             raise ValueError(
@@ -321,7 +321,10 @@ class PPOAgent:
             "policy": self.policy.state_dict(),
             "optimizer": self._learner.state_dict(),
             "reward_scaler": self._reward_scaler.state_dict() if self._reward_scaler else {},
-            "generators": {"minibatches": self._generator.get_state()},
+            "generators": {
+                "minibatches": self._generator.get_state(),
+                "acting": self._act_generator.get_state(),
+            },
         }
         document = {
             "config": self.config.to_dict(),
@@ -373,6 +376,7 @@ class PPOAgent:
                 agent._reward_scaler = RewardScaler(config.gamma, len(state["returns"]))
                 agent._reward_scaler.load_state_dict(state)
             agent._generator.set_state(groups["generators"]["minibatches"])
+            agent._act_generator.set_state(groups["generators"]["acting"])
             agent.steps, agent.updates = document["steps"], document["updates"]
             agent.goal, agent._learn_calls = document["goal"], document["learn_calls"]
             agent._recent.extend(Episode(*episode) for episode in document["recent_episodes"])

@@ -100,7 +100,6 @@ def _learn(agent: PPOAgent, run: RunFolder, steps: int, args: argparse.Namespace
     """Train, keep checkpoints, and end well however it ends."""
     terminal = sys.stderr.isatty()
     milestones = _Milestones(agent.steps) if not (terminal or args.quiet) else None
-    resume = f"ppo resume {shlex.quote(str(run.path))}"
 
     def after_update(report: Report) -> bool:
         run.checkpoint(agent)
@@ -111,45 +110,61 @@ def _learn(agent: PPOAgent, run: RunFolder, steps: int, args: argparse.Namespace
     with run, StopSignals() as stop:
         try:
             if steps > 0:
-                env = agent.config.env or ""
+                env = agent.config.env_factory()
                 show = terminal and not args.quiet
                 agent.learn(env, steps, callback=after_update, progress=show)
-        except BaseException as error:
+        except (PPOError, OSError):
+            # The policy is as the latest update left it. A signal to the whole process group ends
+            # the workers too, which is no failure then.
+            if stop.signum is None:
+                _keep(agent, run)
+                raise
+        except BaseException:
+            # Ctrl-C for the second time, or a bug, may have hit the middle of an update: what is on
+            # the disk counts.
             if agent.updates == 0:
                 run.discard()
-            # Ctrl-C a second time may have hit the middle of an update: what is on disk counts.
-            elif isinstance(error, PPOError | OSError):
-                with contextlib.suppress(CheckpointError):
-                    run.save(agent)
-            if agent.updates > 0:
-                _say(f"to go on from the latest checkpoint: {resume}")
-            if stop.signum is None or not isinstance(error, PPOError):
-                raise
+            else:
+                _say(f"to go on from the latest checkpoint: {_command('resume', run)}")
+            raise
         if stop.signum is not None:
-            if agent.updates > 0:
-                run.save(agent)
-                _say(f"stopped at {agent.steps:,} of {agent.goal:,} steps; to go on: {resume}")
+            _keep(agent, run)
             return 128 + stop.signum
         run.finish(agent)
     _summarize(agent, run, args)
     return 0
 
 
+def _keep(agent: PPOAgent, run: RunFolder) -> None:
+    """Save what was learned, if anything was, and say how to go on."""
+    if agent.updates == 0:
+        run.discard()
+        return
+    try:
+        run.save(agent)
+    except CheckpointError as error:
+        _warn(str(error))
+    _say(f"stopped at {agent.steps:,} of {agent.goal:,} steps; to go on: {_command('resume', run)}")
+
+
+def _command(name: str, run: RunFolder) -> str:
+    return f"ppo {name} {shlex.quote(str(run.path))}"
+
+
 def _summarize(agent: PPOAgent, run: RunFolder, args: argparse.Namespace) -> None:
     """Evaluate the final policy, draw the curve, and say where everything is."""
-    path = shlex.quote(str(run.path))
     with contextlib.suppress(PPOError):
         plot_runs([run], run.path / "curve.png")
     rate = agent.steps / run.seconds if run.seconds else float("nan")
     print(f"trained {agent.steps:,} steps in {_duration(run.seconds)} ({rate:,.0f} steps/s)")
+    print(f"run folder: {run.path}", flush=True)
     if args.eval_episodes > 0:
         if not args.quiet:
             _note(f"evaluating over {args.eval_episodes} episodes ...")
         _print_evaluation(agent, args.eval_episodes, run=run)
-    print(f"run folder: {run.path}")
     if not args.quiet:
-        print(f"  to watch it:  ppo play {path}")
-        print(f"  to train on:  ppo resume {path} --steps {agent.goal}")
+        print(f"  to watch it:  {_command('play', run)}")
+        print(f"  to train on:  {_command('resume', run)} --steps {agent.goal}")
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -166,9 +181,8 @@ def _print_evaluation(
     deterministic: bool = True,
     run: RunFolder | None = None,
 ) -> None:
-    result = agent.evaluate(
-        agent.config.env or "", episodes, deterministic=deterministic, seed=seed
-    )
+    env = agent.config.env_factory()
+    result = agent.evaluate(env, episodes, deterministic=deterministic, seed=seed)
     threshold = reward_threshold(agent.config)
     solved = None if threshold is None else result.mean_return >= threshold
     print(f"evaluation: return {result}")

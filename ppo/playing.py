@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import gymnasium
+from gymnasium.wrappers import RecordVideo
 
 from ppo.config import PPOConfig
 from ppo.envs import Env
@@ -19,8 +19,7 @@ from ppo.rollout import Episode
 
 __all__ = ["open_video", "open_window", "play"]
 
-VIDEO_FORMATS = (".mp4", ".gif")
-_EXTRA = "recording needs moviepy; install the extra: pip install 'ppo-gae[video]'"
+_FORMATS = (".mp4", ".gif")
 
 
 def play(
@@ -87,17 +86,20 @@ def open_video(config: PPOConfig, path: str | Path) -> Iterator[Env]:
         PPOError: The format is unknown, or the folder does not exist.
     """
     path = Path(path)
-    if path.suffix not in VIDEO_FORMATS:
+    if path.suffix not in _FORMATS:
         raise PPOError(f"a video must end in .mp4 or .gif, got {str(path)!r}")
     if not path.parent.is_dir():
         raise PPOError(f"there is no folder {str(path.parent)!r} to put the video in")
     try:
-        from moviepy.video.io.VideoFileClip import VideoFileClip
+        import moviepy  # noqa: F401  (Gymnasium's recorder needs it)
     except ImportError as error:
-        raise MissingExtraError(_EXTRA) from error
+        raise MissingExtraError(
+            "recording needs moviepy; install the extra: pip install 'ppo-gae[video]'"
+        ) from error
+    recorder = _GifRecorder if path.suffix == ".gif" else RecordVideo
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "video"
-        env: Env = gymnasium.wrappers.RecordVideo(
+        env: Env = recorder(
             _make(config, "rgb_array"),
             str(folder),
             episode_trigger=lambda index: index == 0,
@@ -107,14 +109,22 @@ def open_video(config: PPOConfig, path: str | Path) -> Iterator[Env]:
             yield env
         finally:
             env.close()  # writes the file
-        video = next(folder.glob("*.mp4"), None)
+        video = next(folder.iterdir(), None)
         if video is None:
             raise EnvCreationError(f"{config.env} drew no pictures in render mode 'rgb_array'")
-        if path.suffix == ".gif":
-            with VideoFileClip(str(video)) as clip:
-                clip.write_gif(str(path), logger=None)
-        else:
-            shutil.move(video, path)
+        shutil.move(video, path)
+
+
+class _GifRecorder(RecordVideo[Any, Any]):
+    """Gymnasium's recorder, but for the format of the file."""
+
+    def stop_recording(self) -> None:
+        from moviepy.video.io.ImageSequenceClip import ImageSequenceClip
+
+        if self.recorded_frames:
+            clip = ImageSequenceClip(self.recorded_frames, fps=self.frames_per_sec)
+            clip.write_gif(f"{self.video_folder}/{self.name_prefix}.gif", logger=None)
+        self.recorded_frames, self.recording = [], False
 
 
 def _make(config: PPOConfig, render_mode: str) -> Env:

@@ -179,8 +179,9 @@ def _labels(groups: Sequence[_Group]) -> list[str]:
         return ["running mean" if alone else _counted("mean", groups[0])]
     first = groups[0].settings
     varying = [name for name in first if any(g.settings[name] != first[name] for g in groups)]
-    names = ["env"] if "env" in varying else varying
-    labels = [", ".join(f"{n}={_text(g.settings[n])}" for n in names) for g in groups]
+    labels = [", ".join(f"{n}={_text(g.settings[n])}" for n in varying) for g in groups]
+    if "env" in varying:
+        labels = [str(group.settings["env"]) for group in groups]
     if len(set(labels)) < len(labels) or max(map(len, labels)) > 60:
         labels = [group.runs[0].path.name for group in groups]
     return [_counted(label, group) for label, group in zip(labels, groups, strict=True)]

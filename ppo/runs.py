@@ -24,7 +24,7 @@ from typing_extensions import Self
 from ppo.agent import PPOAgent
 from ppo.checkpoint import versions
 from ppo.config import PPOConfig
-from ppo.errors import CheckpointError, PPOError
+from ppo.errors import CheckpointError, ConfigError, PPOError
 from ppo.evaluation import EvaluationResult
 from ppo.metrics_log import MetricsLog, read_metrics
 from ppo.report import Report
@@ -103,10 +103,11 @@ class RunFolder:
             command: What was typed, for the record.
 
         Raises:
-            PPOError: `name` is taken, or is not a plain name.
+            ConfigError: `name` is not a plain name.
+            PPOError: `name` is taken.
         """
-        if name is not None and (Path(name).name != name or name == ".."):
-            raise PPOError(f"a run's name must be a plain folder name, got {name!r}")
+        if name is not None and (Path(name).name != name or name in ("", "..")):
+            raise ConfigError(f"a run's name must be a plain folder name, got {name!r}")
         path = _make_folder(Path(out), stem or config.env or "run", seed, name)
         run = cls(path)
         config.to_yaml(path / "config.yaml")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -51,4 +50,4 @@ class StopSignals:
         self.signum = signum
         # Not print: the signal may have come in the middle of one.
         text = "\nppo: stopping after this update; again to stop at once\n"
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+        os.write(2, text.encode())

@@ -44,12 +44,14 @@ def wait_until(condition, seconds=10.0):
 
 
 def start_script(path, code, *arguments, **options):
-    """Start code as a script of its own, with warnings as errors."""
-    path.write_text(code)
+    """Start code as a script of its own, or from the standard input without a path."""
+    if path is not None:
+        path.write_text(code)
     roots = [str(Path(ppo.__file__).parents[1]), str(Path(__file__).parent)]
     return subprocess.Popen(
-        [sys.executable, "-W", "error", str(path), *map(str, arguments)],
+        [sys.executable, "-W", "error", str(path or "-"), *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(roots), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -61,7 +63,7 @@ def run_script(path, code, *arguments, seconds=120.0):
     """Run code as a script of its own; returns its exit code, output and errors."""
     with start_script(path, code, *arguments) as process:
         try:
-            out, err = process.communicate(timeout=seconds)
+            out, err = process.communicate(code if path is None else None, timeout=seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             raise

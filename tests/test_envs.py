@@ -1,5 +1,6 @@
 import warnings
 
+import cloudpickle
 import gymnasium
 import pytest
 from environments import CountingEnv, Recorder
@@ -34,6 +35,19 @@ def test_env_kwargs_reach_the_environment():
     for env in make_all(source):
         assert env.unwrapped.g == 3.5
         assert env.spec.max_episode_steps == 7
+
+
+def test_the_factory_of_an_id_works_where_the_id_was_never_registered():
+    """A worker started by spawn has not run the script that registered it."""
+    gymnasium.register("RegisteredByAScript-v0", entry_point=CountingEnv, max_episode_steps=5)
+    try:
+        (factory,) = resolve_env("RegisteredByAScript-v0", 1, env_kwargs={"length": 3}).factories
+        sent = cloudpickle.dumps(factory)
+    finally:
+        del gymnasium.registry["RegisteredByAScript-v0"]
+    env = cloudpickle.loads(sent)()
+    assert env.unwrapped.length == 3
+    assert env.spec.max_episode_steps == 5
 
 
 def test_env_kwargs_without_an_id_are_refused():

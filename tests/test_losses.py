@@ -200,6 +200,17 @@ def test_invalid_rows_are_as_if_they_were_not_there(seed, dtype, rubbish):
         torch.testing.assert_close(actual[valid], expected)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("rubbish", [math.nan, math.inf])
+def test_rubbish_in_one_argument_of_an_invalid_row_stays_there(name, rubbish):
+    clean = rows(valid=MASK)
+    dirty = rows(**(clean | {name: torch.where(MASK, clean[name], rubbish)}))
+    actual, expected = ppo_loss(**dirty, **SETTINGS), ppo_loss(**clean, **SETTINGS)
+    assert all(torch.equal(x, y) for x, y in zip(actual, expected, strict=True))
+    for x, y in zip(gradients(actual.total, dirty), gradients(expected.total, clean), strict=True):
+        assert torch.equal(x, y)
+
+
 def test_no_valid_row_is_no_loss_and_no_gradient():
     a = rows(valid=torch.zeros(64, dtype=torch.bool))
     loss = ppo_loss(**a, **SETTINGS)

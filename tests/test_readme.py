@@ -43,9 +43,9 @@ def test_the_custom_loop_is_the_example():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", ["0", "1", "2"])
 def test_the_custom_loop_trains_cartpole_to_475(seed, capsys):
-    code, count = re.subn(r"seed=0|(?<=manual_seed\()0", lambda m: m[0][:-1] + str(seed), custom_loop())
+    code, count = re.subn(r"(?<=seed[=(])0", seed, custom_loop())
     assert count == 3
     exec(compile(code, "README.md", "exec"), {})
     assert float(capsys.readouterr().out.split()[0]) >= 475
@@ -60,11 +60,11 @@ def test_the_yaml_block_is_a_configuration(tmp_path):
 
 
 def test_every_command_is_one_the_command_line_knows():
-    lines = [line.partition("#")[0].split() for block in blocks("console") for line in block.splitlines()]
-    commands = [line[1:] for line in lines if line[0] == "ppo"]
-    assert {command[0] for command in commands} >= {"train", "resume", "evaluate", "play", "plot"}
-    for command in commands:
-        parse_arguments(command)
+    lines = [line for block in blocks("console") for line in block.splitlines()]
+    typed = [line.partition("#")[0].split() for line in lines]
+    commands = [words[1:] for words in typed if words[:1] == ["ppo"]]
+    known = {parse_arguments(words).command for words in commands}
+    assert known == {"train", "resume", "evaluate", "play", "plot", "configs"}
 
 
 def test_every_link_leads_to_a_file():
@@ -75,5 +75,12 @@ def test_every_link_leads_to_a_file():
 
 
 def test_nobody_is_told_to_install_the_package_of_a_stranger():
-    pages = [README, *(p.read_text(encoding="utf-8") for p in [*ROOT.glob("docs/**/*.rst"), *ROOT.glob("ppo/**/*.py"), *ROOT.glob("examples/**/*.py"), *ROOT.glob("*.md")])]
-    assert not [m for page in pages for m in re.findall(r"pip install \S*\bppo\b(?!-gae).*", page)]
+    pages = [path for glob in ("*.md", "docs/**/*.rst", "ppo/**/*.py") for path in ROOT.glob(glob)]
+    told = [
+        line
+        for page in pages
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if re.search(r"pip install .*?\bppo\b(?!-gae)", line.partition("&&")[0])
+    ]
+    assert len(pages) > 50
+    assert not told

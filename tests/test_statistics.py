@@ -242,10 +242,10 @@ def test_rewards_pass_unchanged_until_the_sums_vary():
     assert torch.equal(rubbish, torch.ones(3, 1))
 
 
-@pytest.mark.parametrize("constant", [0.1, 1.1, 1e6, 1e-3])
+@pytest.mark.parametrize("constant", [0.1, 0.7, 1 / 3, 1e6])
 def test_the_rounding_of_a_constant_is_no_spread(constant):
-    rewards = torch.full((7, 3), constant, dtype=F64)
-    always = torch.ones(7, 3, dtype=torch.bool)
+    rewards = torch.full((11, 3), constant, dtype=F64)
+    always = torch.ones(11, 3, dtype=torch.bool)
     scaler = RewardScaler(0.9, 3)
     for _ in range(10):
         assert torch.equal(scaler(rewards, always), rewards)
@@ -257,10 +257,18 @@ def test_scaling_keeps_the_dtype_and_the_rewards(dtype):
     rewards, *flags = rollouts(0, [20])[0]
     rewards = rewards.to(dtype)
     before = rewards.clone()
-    scaled = RewardScaler(0.9, 3)(rewards, *flags)
-    assert scaled.dtype == dtype
-    assert torch.equal(rewards, before)
-    assert scaled.data_ptr() != rewards.data_ptr()
+    scaler = RewardScaler(0.9, 3)
+    for known in (flags, flags[:1]):
+        scaled = scaler(rewards, *known)
+        assert scaled.dtype == dtype
+        assert torch.equal(rewards, before)
+        assert scaled.data_ptr() != rewards.data_ptr()
+
+
+def test_a_tiny_spread_is_not_blown_up_without_limit():
+    rewards = torch.tensor([[1e-12], [-1e-12]], dtype=F64)
+    scaled = RewardScaler(0.0, 1)(rewards, torch.zeros(2, 1, dtype=torch.bool))
+    torch.testing.assert_close(scaled, rewards / 1e-8)
 
 
 @law

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -90,7 +91,8 @@ class Learner:
         self._optimizer.bind()
         undo = _Undo(self._policy, self._optimizer)
         batch = self._gradient.prepare(batch)
-        with _threads(self._gradient.num_threads):
+        # What overflows is found by its metric; NumPy need not warn of it as well.
+        with _threads(self._gradient.num_threads), np.errstate(all="ignore"):
             return self._run_epochs(batch, generator, weights, learning_rate, undo)
 
     def _run_epochs(

@@ -171,6 +171,8 @@ class ActorCritic(nn.Module):
             [m for m in body.children() if isinstance(m, nn.Linear)] for body in bodies
         )
         head = self.action_head
+        if not type(head.linear) is type(self.value_head) is nn.Linear:
+            return None
         log_std = head.log_std if isinstance(head, GaussianHead) else None
         bounded = head.bounded_log_std if isinstance(head, GaussianHead) else None
         return PlainLayers(

@@ -1,0 +1,487 @@
+"""The command `ppo`, typed as a user would: what it leaves, what it says, how it ends."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import pytest
+from environments import CountingEnv, FaultyEnv, crash, nan_obs
+from gymnasium.envs.registration import EnvSpec
+from processes import wait_until
+
+import ppo
+from ppo import PPOAgent, PPOConfig
+from ppo.cli import main
+from ppo.config import tuned_names
+from ppo.runs import RunFolder
+
+TINY = ["num_envs=2", "num_steps=32", "num_epochs=1", "steps=128"]
+TRAIN = ["train", "cartpole", *TINY, "--eval-episodes", "2"]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run; tests that change it take a copy."""
+    out = tmp_path_factory.mktemp("runs")
+    assert main([*TRAIN, "--out", str(out), "--name", "run", "--quiet"]) == 0
+    return out / "run"
+
+
+@pytest.fixture
+def copied(trained):
+    return shutil.copytree(trained, Path("copy"))
+
+
+@pytest.fixture
+def register(monkeypatch):
+    def register(name, factory):
+        monkeypatch.setitem(gymnasium.registry, name, EnvSpec(name, factory))
+
+    return register
+
+
+def steps_of(run):
+    return [row["steps"] for row in RunFolder.open(run).metrics()]
+
+
+# What a run leaves
+
+
+def test_training_leaves_a_run_folder_that_can_be_used(capsys):
+    assert main(TRAIN) == 0
+    (run,) = Path("runs").iterdir()
+    assert run.name.startswith("cartpole-")
+    assert run.name.endswith("-seed0")
+    assert steps_of(run) == [64, 128]
+    assert PPOConfig.from_yaml(run / "config.yaml") == PPOConfig.tuned("cartpole", TINY)
+    assert PPOAgent.load(run / "final.safetensors").steps == 128
+    assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
+    about = json.loads((run / "run.json").read_text())
+    assert about["seed"] == 0
+    assert about["command"] == ["ppo", *TRAIN]
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert len(evaluation["episode_returns"]) == 2
+    assert evaluation["solved"] is False
+    out = capsys.readouterr().out
+    for words in ("trained 128 steps", f"run folder: {run}", f"ppo play {run}", "not solved"):
+        assert words in out
+
+
+def test_a_script_that_follows_the_progress_gets_short_lines(capsys):
+    main([*TRAIN, "steps=640"])
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == [str(64 * count) for count in range(1, 11)]
+
+
+def test_quiet_says_the_result_and_nothing_else(capsys):
+    assert main([*TRAIN, "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    first_words = [line.split()[0] for line in out.splitlines()]
+    assert first_words == ["trained", "run", "evaluation:", "not"]
+
+
+def test_no_evaluation_where_none_is_wanted(capsys):
+    assert main(["train", "cartpole", *TINY, "--eval-episodes", "0", "--name", "run"]) == 0
+    assert "evaluation" not in capsys.readouterr().out
+    assert not Path("runs/run/evaluation.json").exists()
+
+
+def test_an_environment_without_a_threshold_is_not_called_solved(capsys):
+    assert main(["train", "pendulum", *TINY, "--eval-episodes", "1"]) == 0
+    assert "solved" not in capsys.readouterr().out
+
+
+def test_overrides_and_options_may_stand_in_any_order():
+    words = ["--seed", "3", "steps=64", "--name", "run", "policy.activation=relu", "num_envs=1"]
+    assert main(["train", "cartpole", *words, "--eval-episodes", "0", "num_steps=64"]) == 0
+    run = RunFolder.open("runs/run")
+    assert run.info["seed"] == 3
+    assert run.config.policy.activation == "relu"
+    assert steps_of(run.path) == [64]
+
+
+@pytest.mark.parametrize("words", [["--seed", "5"], ["seed=5"]])
+def test_the_seed_is_an_option_or_an_override(words):
+    assert main([*TRAIN, *words, "--name", "run"]) == 0
+    assert RunFolder.open("runs/run").info["seed"] == 5
+    assert PPOAgent.load("runs/run/final.safetensors").seed == 5
+
+
+@pytest.mark.parametrize("name", ["pendulum", "Pendulum-v1", "pendulum.yaml"])
+def test_a_shipped_configuration_has_several_names(name):
+    assert main(["train", name, *TINY, "--eval-episodes", "0", "--name", "run"]) == 0
+    assert RunFolder.open("runs/run").config == PPOConfig.tuned("pendulum", TINY)
+
+
+def test_a_file_goes_before_a_shipped_configuration_of_that_name():
+    Path("pendulum.yaml").write_text("env: CartPole-v1\nsteps: 64\nnum_envs: 1\nnum_steps: 64\n")
+    assert main(["train", "pendulum.yaml", "--eval-episodes", "0", "--name", "run"]) == 0
+    assert RunFolder.open("runs/run").config.env == "CartPole-v1"
+
+
+def test_an_environment_of_ones_own_is_found_in_the_current_folder():
+    Path("my_envs.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "gymnasium.register('Mine-v0', CartPoleEnv, max_episode_steps=10)\n"
+    )
+    Path("my.yaml").write_text("env: my_envs:Mine-v0\n")
+    try:
+        assert main(["train", "my.yaml", *TINY, "--eval-episodes", "1"]) == 0
+    finally:
+        gymnasium.registry.pop("Mine-v0", None)
+        sys.modules.pop("my_envs", None)
+
+
+def test_the_same_seed_gives_the_same_run():
+    for name in ("a", "b"):
+        assert main([*TRAIN, "--name", name, "--quiet"]) == 0
+    clocks = {"seconds", "steps_per_second"}
+    a, b = (
+        [{k: v for k, v in row.items() if k not in clocks} for row in RunFolder(path).metrics()]
+        for path in ("runs/a", "runs/b")
+    )
+    assert a == b
+
+
+# Bad input
+
+
+def yaml(text):
+    Path("bad.yaml").write_text(text)
+    return "bad.yaml"
+
+
+BAD = "env: CartPole-v1\nsteps: 64\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BAD + "learning_rat: 1\n", "bad.yaml:3: unknown setting 'learning_rat'.*'learning_rate'"),
+        (BAD + "steps: 32\n", "bad.yaml:3: 'steps' is given twice"),
+        (BAD + "gamma: high\n", "bad.yaml:3: gamma must be a number, got 'high'"),
+        (BAD + "gamma: 1.5\n", r"bad.yaml:3: gamma must be in \[0, 1\], got 1.5"),
+        (BAD + "policy: {activation: foo}\n", "bad.yaml:3: activation must be one of"),
+        ("env: [CartPole-v1\nsteps: 64\n", "bad.yaml is not valid YAML"),
+        ("steps: 64\n", "env is not set"),
+        ("env: CartPole-v1\n", "steps is not set"),
+        (BAD + "wrappers: [TimeLimi]\n", "'TimeLimi'; did you mean 'TimeLimit'"),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_file_and_line(text, words, capsys):
+    assert main(["train", yaml(text)]) == 2
+    assert_one_error(capsys, words)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["train", "pendlum"], 2, "'pendlum'; did you mean 'pendulum'"),
+        (["train", "missing.yaml"], 2, "no file 'missing.yaml'"),
+        (["train", "missing/my.yaml"], 2, "missing/my.yaml cannot be read"),
+        (["train", "cartpole", "stepz=3"], 2, "'stepz'; did you mean 'steps'"),
+        (["train", "cartpole", "steps=many"], 2, "steps must be .*got 'many'"),
+        (["train", "cartpole", "steps=0"], 2, "steps must be at least 1, got 0"),
+        (["train", "cartpole", "nonsense"], 2, "key=value, got 'nonsense'"),
+        (["train", "cartpole", "--nonsense"], 2, "--nonsense; see `ppo train --help`"),
+        (["evaluate", "run", "steps=3"], 2, "steps=3; see `ppo evaluate --help`"),
+        (["train", "cartpole", "seed=x"], 2, "seed must be a whole number .* got 'x'"),
+        (["train", "cartpole", "seed=1", "--seed", "2"], 2, "seed is given twice"),
+        (["train", "cartpole", "--name", "../x"], 2, "plain folder name"),
+        (["resume", "missing"], 1, "'missing': there is no such folder"),
+        (["evaluate", "missing"], 1, "'missing': there is no such folder"),
+        (["play", "missing"], 1, "'missing': there is no such folder"),
+        (["plot", "."], 1, "it is no run folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(arguments, status, words, capsys):
+    assert main(arguments) == status
+    assert_one_error(capsys, words)
+    assert not any(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "COMMAND"),
+        (["trian"], "'trian'"),
+        (["train"], "CONFIG"),
+        (["train", "cartpole", "--seed", "-1"], "--seed"),
+        (["train", "cartpole", "--device", "nonsense"], "'nonsense' cannot be used"),
+        (["resume", "run", "--steps", "0"], "--steps"),
+    ],
+)
+def test_wrong_usage_is_shown_the_right_one(arguments, words, capsys):
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("usage: ppo")
+    assert words in err.splitlines()[-1]
+
+
+def test_an_unknown_environment_is_named_and_leaves_no_run(capsys):
+    assert main(["train", yaml("env: CratPole-v1\nsteps: 64\n")]) == 1
+    assert_one_error(capsys, "'CratPole-v1'.*CartPole", before=1)
+    assert not any(Path("runs").iterdir())
+
+
+def assert_one_error(capsys, words, before=0):
+    out, err = capsys.readouterr()
+    *earlier, line = err.splitlines()
+    assert len(earlier) == before
+    assert out == ""
+    assert line.startswith("ppo: error: ") or "error: unknown:" in line
+    assert pytest.raises(AssertionError, match=words).matches(AssertionError(line)), line
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(PPOAgent, "update", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(TRAIN)
+    assert not any(Path("runs").iterdir())
+
+
+# Stopping, failing, going on
+
+
+def test_a_failing_environment_leaves_what_was_learned_before(register, capsys):
+    register("Faulty-v0", lambda: FaultyEnv(crash, step=40, length=10))
+    assert main(["train", yaml("env: Faulty-v0\n"), *TINY, "--name", "run"]) == 1
+    err = capsys.readouterr().err
+    assert "stopped at 64 of 128 steps; to go on: ppo resume runs/run" in err
+    assert "the physics exploded" in err
+    assert PPOAgent.load(RunFolder("runs/run").checkpoints()[0]).steps == 64
+
+
+def test_a_nan_is_named_and_the_run_can_go_on(register, capsys):
+    register("Nan-v0", lambda: FaultyEnv(nan_obs, step=40, length=10))
+    assert main(["train", yaml("env: Nan-v0\n"), *TINY, "--name", "run"]) == 1
+    assert "ppo: error: " in capsys.readouterr().err
+    register("Nan-v0", lambda: CountingEnv(length=10))
+    assert main(["resume", "runs/run", "--eval-episodes", "0"]) == 0
+    assert steps_of("runs/run") == [64, 128]
+
+
+def test_a_stopped_run_goes_on_to_its_goal(monkeypatch, capfd):
+    signal_in_update(monkeypatch, 1, signal.SIGTERM)
+    assert main([*TRAIN, "--name", "run"]) == 143
+    assert "stopped at 64 of 128 steps; to go on: ppo resume runs/run" in capfd.readouterr().err
+    assert steps_of("runs/run") == [64]
+    assert not Path("runs/run/final.safetensors").exists()
+    assert main(["resume", "runs/run", "--eval-episodes", "1"]) == 0
+    assert steps_of("runs/run") == [64, 128]
+    assert PPOAgent.load("runs/run/final.safetensors").steps == 128
+
+
+def test_a_run_that_was_stopped_in_its_last_update_is_finished_by_resume(monkeypatch, capfd):
+    signal_in_update(monkeypatch, 2, signal.SIGTERM)
+    assert main([*TRAIN, "--name", "run"]) == 143
+    assert main(["resume", "runs/run", "--eval-episodes", "1"]) == 0
+    assert "goal of 128 steps is reached" in capfd.readouterr().err
+    assert PPOAgent.load("runs/run/final.safetensors").steps == 128
+
+
+def signal_in_update(monkeypatch, number, signum):
+    """Send a signal to this process in the middle of the n-th update."""
+    update, calls = PPOAgent.update, []
+
+    def interrupted(self, rollout):
+        calls.append(None)
+        if len(calls) == number:
+            signal.raise_signal(signum)
+        return update(self, rollout)
+
+    monkeypatch.setattr(PPOAgent, "update", interrupted)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_an_interruption_within_an_update_keeps_the_checkpoints_before_it(
+    number, monkeypatch, capsys
+):
+    update, calls = PPOAgent.update, []
+
+    def interrupted(self, rollout):
+        calls.append(None)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return update(self, rollout)
+
+    monkeypatch.setattr(PPOAgent, "update", interrupted)
+    assert main([*TRAIN, "steps=640", "--name", "run"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    if number == 1:
+        assert not Path("runs/run").exists()
+    else:
+        assert RunFolder.open("runs/run").load().steps == 64
+
+
+def test_more_steps_can_be_trained_than_were_planned(copied):
+    assert main(["resume", str(copied), "--steps", "64", "--eval-episodes", "0"]) == 0
+    assert steps_of(copied) == [64, 128, 192]
+
+
+def test_resume_says_loudly_what_it_skipped(copied, capsys):
+    newest = RunFolder.open(copied).checkpoints()[0]
+    newest.write_bytes(newest.read_bytes()[:-50])
+    (copied / "final.safetensors").write_bytes(b"")
+    assert main(["resume", str(copied), "--eval-episodes", "0"]) == 0
+    err = capsys.readouterr().err
+    assert f"ppo: warning: skipped a checkpoint: {newest}" in err
+    assert "going on from 64 to 128 steps" in err
+    assert steps_of(copied) == [64, 128]
+
+
+@pytest.mark.parametrize("command", ["resume", "evaluate", "play"])
+def test_nothing_starts_from_scratch_in_silence(command, copied, capsys):
+    for path in copied.rglob("*.safetensors"):
+        path.write_bytes(b"nonsense")
+    assert main([command, str(copied)]) == 1
+    assert "no checkpoint of copy can be read" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="process groups")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_process_group_saves_the_run(signum):
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and their children.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = ["train", "cartpole", "steps=1e8", "num_workers=2", "--name", "run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppo", *command],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(ppo.__file__).parents[1]),
+            "OMP_NUM_THREADS": "1",
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert wait_until(lambda: len(RunFolder("runs/run").metrics()) >= 2, seconds=60.0)
+        os.killpg(process.pid, signum)
+        _, err = process.communicate(timeout=60.0)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        process.kill()
+    assert process.returncode == 128 + signum
+    assert "ppo resume runs/run" in err
+    assert "Traceback" not in err
+    run = RunFolder.open("runs/run")
+    saved = run.load(warn=pytest.fail).steps
+    assert saved == run.metrics()[-1]["steps"]
+    assert main(["resume", "runs/run", "--steps", "512", "--eval-episodes", "0"]) == 0
+    assert steps_of("runs/run")[-1] == saved + 512
+
+
+# The other commands
+
+
+def test_evaluate_says_what_the_training_said(trained, capsys):
+    assert main(["evaluate", str(trained), "--episodes", "2"]) == 0
+    written = json.loads((trained / "evaluation.json").read_text())
+    assert f"return {written['mean_return']:.1f} ± " in capsys.readouterr().out
+
+
+def test_evaluate_takes_a_seed_and_may_sample(trained, capsys):
+    lines = set()
+    for options in ([], ["--seed", "1"], ["--stochastic"]):
+        assert main(["evaluate", str(trained), "--episodes", "20", *options]) == 0
+        lines.add(capsys.readouterr().out)
+    assert len(lines) == 3
+
+
+def test_play_shows_each_episode(trained, capsys, monkeypatch):
+    pytest.importorskip("pygame")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    assert main(["play", str(trained), "--episodes", "2", "--seed", "0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0].split(" return ")[0] for line in lines] == [
+        "episode 1:",
+        "episode 2:",
+    ]
+
+
+def test_play_records_a_video(trained, capsys):
+    pytest.importorskip("moviepy")
+    assert main(["play", str(trained), "--video", "out.mp4", "--seed", "0"]) == 0
+    assert "video: out.mp4" in capsys.readouterr().out
+    assert Path("out.mp4").stat().st_size > 0
+
+
+def test_a_missing_extra_is_named(trained, capsys, monkeypatch):
+    for package, command, extra in (
+        ("matplotlib", ["plot", str(trained)], "ppo-gae[plot]"),
+        ("moviepy", ["play", str(trained), "--video", "a.mp4"], "ppo-gae[video]"),
+    ):
+        for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+            monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.setitem(sys.modules, package, None)
+        assert main(command) == 1
+        assert extra in capsys.readouterr().err
+
+
+def test_training_needs_no_extra(monkeypatch, capsys):
+    names = [name for name in sys.modules if name.partition(".")[0] in ("matplotlib", "moviepy")]
+    for name in [*names, "matplotlib", "moviepy", "torch.utils.tensorboard"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main([*TRAIN, "--name", "run", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+    assert not Path("runs/run/curve.png").exists()
+
+
+def test_plot_draws_one_run_into_its_folder_and_several_here(copied, capsys):
+    (copied / "curve.png").unlink()
+    assert main(["plot", str(copied)]) == 0
+    assert (copied / "curve.png").is_file()
+    assert main(["plot", str(copied), str(copied)]) == 0
+    assert Path("curves.png").is_file()
+    assert main(["plot", str(copied), "--out", "picture.svg"]) == 0
+    assert Path("picture.svg").read_text().startswith("<?xml")
+    assert capsys.readouterr().out.splitlines()[-1] == "picture: picture.svg"
+
+
+def test_configs_lists_what_is_shipped(capsys):
+    assert main(["configs"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[0] for row in rows] == list(tuned_names())
+    for name, env, steps in rows:
+        assert PPOConfig.tuned(env) == PPOConfig.tuned(name)
+        assert PPOConfig.tuned(name).steps == int(steps.replace(",", ""))
+
+
+def test_help_and_version_end_well(capsys):
+    assert main(["--help"]) == 0
+    assert "ppo train pendulum" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ppo {ppo.__version__}\n"
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    # `ppo configs | head -0`
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run(
+        [sys.executable, "-m", "ppo", "configs"],
+        env={**os.environ, "PYTHONPATH": str(Path(ppo.__file__).parents[1])},
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write)
+    assert result.stderr == ""
