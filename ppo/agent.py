@@ -99,6 +99,8 @@ class PPOAgent:
     def _adopt(self, policy: nn.Module) -> None:
         config = self.config
         self.policy = policy.to(self.device)
+        self.observation_space = getattr(policy, "observation_space", None)
+        self.action_space = getattr(policy, "action_space", None)
         self._learner = Learner(
             policy,
             num_epochs=config.num_epochs,
@@ -178,7 +180,7 @@ class PPOAgent:
                 bar(report)
                 if self._logger is not None:
                     self._logger(report)
-                if callback is not None and callback(report) is False:
+                if callback is not None and _is_false(callback(report)):
                     break
         return self
 
@@ -238,7 +240,7 @@ class PPOAgent:
             advantages = normalize(advantages, rollout.valid)
         batch = rollout.flatten(advantages=advantages, returns=returns)  # [T, N] -> [B]
 
-        progress = self.steps / max(self.goal, self.steps, 1)
+        progress = min(self.steps / self.goal, 1.0) if self.goal else 0.0
         learning_rate = config.learning_rate(progress)
         metrics = self._learner.improve(
             batch,
@@ -280,7 +282,7 @@ class PPOAgent:
         if self.policy is None or self.observation_space is None or self.action_space is None:
             raise PPOError("act needs a trained agent: call learn or load first")
         shape = self.observation_space.shape or ()
-        array = np.asarray(obs, observation_dtype(self.observation_space))  # as in training
+        array = np.asarray(obs, observation_dtype(self.observation_space))  # type: ignore[arg-type]
         single = array.shape == shape
         if not single and array.shape[1:] != shape:
             raise ValueError(
@@ -386,6 +388,11 @@ class PPOAgent:
                 "policy=..., built for the same spaces."
             ) from error
         return agent
+
+
+def _is_false(answer: object) -> bool:
+    """True for False and NumPy's False, but not for None: most callbacks return nothing."""
+    return isinstance(answer, bool | np.bool_) and not answer
 
 
 def _check_finite(rollout: Rollout, advantages: Tensor) -> None:

@@ -19,7 +19,7 @@ from ppo.errors import CheckpointError, ConfigError, PPOError
 from ppo.playing import open_video, open_window, play
 from ppo.plotting import plot_runs
 from ppo.report import Report
-from ppo.runs import RunFolder, reward_threshold
+from ppo.runs import RunFolder, target_return
 from ppo.stop_signals import StopSignals
 
 __all__ = ["main"]
@@ -183,15 +183,15 @@ def _print_evaluation(
 ) -> None:
     env = agent.config.env_factory()
     result = agent.evaluate(env, episodes, deterministic=deterministic, seed=seed)
-    threshold = reward_threshold(agent.config)
-    solved = None if threshold is None else result.mean_return >= threshold
+    target = target_return(agent.config)
+    solved = None if target is None else result.mean_return >= target
     print(f"evaluation: return {result}")
     if solved is not None:
         word = "solved" if solved else "not solved"
-        print(f"{word}: the reward threshold of {agent.config.env} is {threshold:g}")
+        print(f"{word}: the target on {agent.config.env} is a return of {target:g}")
     if run is not None:
         run.save_evaluation(
-            result, steps=agent.steps, seed=seed, reward_threshold=threshold, solved=solved
+            result, steps=agent.steps, seed=seed, target_return=target, solved=solved
         )
 
 

@@ -30,6 +30,8 @@ class PPOConfig:
         wrappers: Names from `gymnasium.wrappers`, innermost first, each alone or as
             `{name: {argument: value}}`.
         steps: Transitions to train for, over all environments, for runs from a file.
+        target_return: Mean return at which a run counts as solved, for its summary; None takes
+            Gymnasium's reward threshold, where the environment has one.
         num_envs: Parallel environments `N`.
         num_workers: Worker processes; 0 steps in this process. Changes speed, never results.
         num_steps: Steps per rollout and environment `T`.
@@ -65,6 +67,7 @@ class PPOConfig:
     env_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     wrappers: Sequence[Any] = ()
     steps: int | None = None
+    target_return: float | None = None
     num_envs: int = 8
     num_workers: int = 0
     num_steps: int = 256
@@ -167,7 +170,7 @@ class PPOConfig:
 
         Example:
             >>> PPOConfig.tuned("Pendulum-v1").gamma
-            0.9
+            0.95
         """
         stem = _stem(name)
         if stem not in tuned_names():

@@ -13,7 +13,7 @@ from ppo.collector import open_columns
 from ppo.collector.buffers import Buffers, Layout
 from ppo.collector.streams import NOISE, POLICY, stream
 from ppo.envs import EnvLike, resolve_env
-from ppo.policies.protocol import Policy, policy_device
+from ppo.policies.protocol import Policy, policy_device, takes_generator
 from ppo.rollout import Episode
 from ppo.spaces import check_observation_space, make_action_adapter, observation_dtype
 
@@ -137,9 +137,9 @@ def _actor(policy: Policy, root: np.random.SeedSequence, count: int, determinist
     def act(obs: np.ndarray) -> np.ndarray:
         arguments: dict[str, Any] = {"deterministic": deterministic}
         if not deterministic:
-            if draw is None:
+            if draw is None and takes_generator(policy):
                 arguments["generator"] = generator
-            else:
+            elif draw is not None:
                 noise = np.concatenate([draw(rng, 1) for rng in noises])
                 arguments["noise"] = torch.from_numpy(noise).to(device)
         actions = policy.act(torch.from_numpy(obs.copy()).to(device), **arguments)

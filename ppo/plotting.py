@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppo.errors import MissingExtraError, PPOError
-from ppo.runs import RunFolder, reward_threshold
+from ppo.runs import RunFolder, target_return
 
 __all__ = ["plot_runs"]
 
@@ -70,9 +70,9 @@ def plot_runs(runs: Sequence[RunFolder], path: str | Path) -> Path:
         _draw(axes, group, label, f"C{index % 10}", alone=len(runs) == 1)
     environments = list(dict.fromkeys(str(group.settings["env"]) for group in groups))
     if len(environments) == 1:
-        threshold = reward_threshold(runs[0].config)
+        threshold = target_return(runs[0].config)
         if threshold is not None:
-            text = f"reward threshold {threshold:g}"
+            text = f"target {threshold:g}"
             axes.axhline(threshold, color="0.4", linestyle="--", linewidth=1.0, label=text)
     axes.set_title(", ".join(environments))
     axes.set_xlabel("environment steps")

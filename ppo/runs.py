@@ -29,7 +29,7 @@ from ppo.evaluation import EvaluationResult
 from ppo.metrics_log import MetricsLog, read_metrics
 from ppo.report import Report
 
-__all__ = ["RunFolder", "reward_threshold"]
+__all__ = ["RunFolder", "target_return"]
 
 
 class RunFolder:
@@ -311,10 +311,10 @@ class RunFolder:
         os.replace(temporary, self.path / name)
 
 
-def reward_threshold(config: PPOConfig) -> float | None:
-    """Mean return at which Gymnasium calls the configured environment solved, if it says so."""
-    if config.env is None:
-        return None
+def target_return(config: PPOConfig) -> float | None:
+    """Mean return that counts as solved: the configured target, else Gymnasium's threshold."""
+    if config.target_return is not None or config.env is None:
+        return config.target_return
     try:
         return gymnasium.spec(config.env).reward_threshold
     except (gymnasium.error.Error, ModuleNotFoundError):

@@ -2,7 +2,9 @@
 
 import gc
 import multiprocessing
+import os
 import sys
+import threading
 
 import hypothesis
 import pytest
@@ -27,3 +29,14 @@ def _no_child_outlives_its_module():
     gc.collect()
     multiprocessing.active_children()  # reaps those that have ended
     assert wait_until(lambda: children() <= before), f"left behind: {children() - before}"
+
+
+@pytest.fixture
+def nothing_left():
+    """Checks, after the test, that no child, descriptor or thread of it is left."""
+    before = children(), len(os.listdir("/proc/self/fd")), threading.active_count()
+    yield
+    gc.collect()
+    assert wait_until(lambda: children() <= before[0])
+    assert len(os.listdir("/proc/self/fd")) <= before[1]
+    assert threading.active_count() <= before[2]

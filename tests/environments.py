@@ -1,7 +1,6 @@
 """Environments whose every number is known, and environments that break in every known way.
 
-All are deterministic given their seed. With them come three policies whose value of an
-observation is its first entry, so that a test can say what every value must be.
+All are deterministic given their seed.
 """
 
 import ctypes
@@ -11,10 +10,7 @@ import time
 
 import gymnasium
 import numpy as np
-import torch
 from gymnasium import spaces
-
-from ppo.policies import Evaluation
 
 VECTOR = spaces.Box(-1e6, 1e6, (2,), np.float32)
 TWO = spaces.Discrete(2)
@@ -290,39 +286,3 @@ class EndlessProbe(ProbeEnv):
 
     def observe(self):
         return np.zeros(1, np.float32)
-
-
-class CountPolicy:
-    """V(obs) is the first entry of obs; actions are fair, drawn from the collector's generator."""
-
-    def act(self, obs, *, noise=None, generator=None, deterministic=False):
-        return torch.randint(2, (len(obs),), generator=generator)
-
-    def evaluate(self, obs, actions):
-        values = self.value(obs)
-        return Evaluation(torch.full_like(values, -np.log(2.0)), torch.ones_like(values), values)
-
-    def value(self, obs):
-        return obs.reshape(len(obs), -1)[:, 0].float()
-
-
-class NoisyCountPolicy(CountPolicy):
-    """A count policy whose actions are a function of noise per environment and step."""
-
-    def draw_noise(self, rng, num_steps):
-        return rng.random((num_steps, 1), dtype=np.float32)
-
-    def act(self, obs, *, noise=None, generator=None, deterministic=False):
-        return (noise[:, 0] < 0.5).long()
-
-
-class CountActor:
-    def __call__(self, obs, noise):
-        return (noise[:, 0] < 0.5).astype(np.int64)
-
-
-class SnapshotCountPolicy(NoisyCountPolicy):
-    """A noisy count policy that can act in the workers."""
-
-    def snapshot(self):
-        return CountActor()

@@ -1,7 +1,9 @@
 """The command `ppo`, typed as a user would: what it leaves, what it says, how it ends."""
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,9 +17,10 @@ from gymnasium.envs.registration import EnvSpec
 from processes import wait_until
 
 import ppo
-from ppo import PPOAgent, PPOConfig
+from ppo import PPOAgent, PPOConfig, cli
 from ppo.cli import main
 from ppo.config import tuned_names
+from ppo.playing import play
 from ppo.runs import RunFolder
 
 TINY = ["num_envs=2", "num_steps=32", "num_epochs=1", "steps=128"]
@@ -98,8 +101,9 @@ def test_no_evaluation_where_none_is_wanted(capsys):
     assert not Path("runs/run/evaluation.json").exists()
 
 
-def test_an_environment_without_a_threshold_is_not_called_solved(capsys):
-    assert main(["train", "pendulum", *TINY, "--eval-episodes", "1"]) == 0
+def test_a_run_without_a_target_is_not_called_solved(capsys):
+    words = ["train", "pendulum", "target_return=null", *TINY, "--eval-episodes", "1"]
+    assert main(words) == 0
     assert "solved" not in capsys.readouterr().out
 
 
@@ -415,6 +419,19 @@ def test_play_shows_each_episode(trained, capsys, monkeypatch):
         "episode 1:",
         "episode 2:",
     ]
+
+
+def test_play_takes_the_likeliest_actions_unless_asked_to_sample(trained, capsys, monkeypatch):
+    unseen = contextlib.contextmanager(lambda config, warn: (yield config.env_factory()()))
+    monkeypatch.setattr(cli, "open_window", unseen)
+    lengths = []
+    for options in ([], ["--stochastic"]):
+        assert main(["play", str(trained), "--episodes", "5", "--seed", "0", *options]) == 0
+        lengths.append(re.findall(r"(\d+) steps", capsys.readouterr().out))
+    agent = RunFolder.open(trained).load()
+    expected = play(agent.act, gymnasium.make("CartPole-v1"), 5, seed=0)
+    assert lengths[0] == [str(episode.episode_length) for episode in expected]
+    assert lengths[1] != lengths[0]
 
 
 def test_play_records_a_video(trained, capsys):

@@ -136,7 +136,7 @@ def test_what_is_no_environment_is_refused_by_type(env):
 
 @pytest.mark.parametrize("num_envs", [0, -1])
 def test_there_is_at_least_one_environment(num_envs):
-    with pytest.raises(ValueError, match=f"num_envs must be at least 1, got {num_envs}"):
+    with pytest.raises(ValueError, match=r"num_envs.*at least 1"):
         resolve_env("CartPole-v1", num_envs)
 
 

@@ -12,7 +12,8 @@ SMALL = ["--steps", "512", "--episodes", "2"]
 ARGUMENTS = {
     "quickstart": SMALL,
     "custom_environment": [*SMALL, "--workers", "2"],
-    "continuous_control": SMALL,
+    # Long enough for an episode to end: only then is there a best policy.
+    "continuous_control": ["--steps", "4096", "--episodes", "2"],
     "pixels": SMALL,
     "run_ppo": ["small.yaml", "num_epochs=1", "--episodes", "2", "--play"],
 }

@@ -178,9 +178,7 @@ def test_the_closed_form_is_the_gradient_of_the_loss(case):
     for vector in optimizer.gradients:
         vector.fill_(torch.nan)  # every entry must be written
     metrics = closed(closed.prepare(batch), weights)
-    torch.testing.assert_close(
-        metrics, wanted_metrics, rtol=1e-5, atol=1e-5, check_dtype=False
-    )
+    torch.testing.assert_close(metrics, wanted_metrics, rtol=1e-5, atol=1e-5, check_dtype=False)
     for ours, theirs in zip(optimizer.gradients, wanted, strict=True):
         assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-7
 

@@ -1,29 +1,27 @@
 import copy
 import math
-import pickle
 import random
 
 import numpy as np
 import pytest
 import torch
-from environments import CountPolicy
 from gymnasium import spaces
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from known_policies import (
+    CountPolicy,
+    observations,
+    trained_like,
+)
 from torch import nn
 
-from ppo.distributions import Categorical
 from ppo.errors import ConfigError, PPOError, SpaceError
 from ppo.policies import (
     MLP,
-    ActorCritic,
     NatureCNN,
     ObservationNormalizer,
     Policy,
     PolicyConfig,
     make_policy,
 )
-from ppo.policies.heads import CategoricalHead
 from ppo.policies.protocol import policy_device
 
 SQRT2 = math.sqrt(2.0)
@@ -37,23 +35,6 @@ ACTIONS = pytest.mark.parametrize("action_space", [THREE, PAIR], ids=["discrete"
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-def observations(space, rows=7, seed=0):
-    rng = np.random.default_rng(seed)
-    if space.dtype == np.uint8:
-        return torch.from_numpy(rng.integers(0, 256, (rows, *space.shape), dtype=np.uint8))
-    return torch.from_numpy(rng.normal(0, 2, (rows, *space.shape)).astype(np.float32))
-
-
-def trained_like(policy, seed=0):
-    """Move every parameter and fill the normaliser, as training would."""
-    shuffle = generator(seed)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=shuffle)
-    policy.update_normalizer(3.0 * observations(policy.observation_space, 50, seed) + 1.0)
-    return policy
 
 
 def global_randomness():
@@ -416,254 +397,3 @@ def test_a_setting_out_of_range_is_named(settings, culprit):
         PolicyConfig(**settings)
     assert isinstance(caught.value, PPOError)
     assert isinstance(caught.value, ValueError)
-
-
-# --- the normaliser
-
-
-def two_pass(batches):
-    data = np.concatenate([batch.double().numpy() for batch in batches])
-    return data.mean(0), data.std(0)
-
-
-@given(
-    st.lists(st.integers(0, 20), min_size=1, max_size=5),
-    st.sampled_from([0.0, 3.0, 1e4, -1e6]),
-    st.sampled_from([1e-3, 1.0, 50.0]),
-    st.integers(0, 1000),
-)
-def test_the_normaliser_knows_mean_and_std_of_everything_it_saw(sizes, shift, scale, seed):
-    rng = np.random.default_rng(seed)
-    batches = [torch.from_numpy(rng.normal(shift, scale, (n, 2))).float() for n in sizes]
-    normalizer = ObservationNormalizer((2,))
-    for batch in batches:
-        normalizer.update(batch)
-    assert normalizer.count == sum(sizes)
-    if sum(sizes):
-        mean, std = two_pass(batches)
-        np.testing.assert_allclose(normalizer.mean.numpy(), mean, rtol=1e-9, atol=1e-9)
-        np.testing.assert_allclose(normalizer.var.sqrt().numpy(), std, rtol=1e-6, atol=1e-7)
-
-
-def test_what_was_seen_comes_out_with_mean_zero_and_std_one():
-    data = torch.from_numpy(np.random.default_rng(0).normal(1e4, 1.0, (5000, 2))).float()
-    normalizer = ObservationNormalizer((2,))
-    for part in data.split(700):
-        normalizer.update(part)
-    out = normalizer(data)
-    assert out.dtype == torch.float32
-    assert out.mean(0).abs().max() < 1e-2
-    assert (out.std(0) - 1.0).abs().max() < 1e-2
-
-
-def test_the_normaliser_is_the_identity_before_it_saw_anything():
-    obs = torch.tensor([[0.1, -9.9], [12.0, -1e9]])
-    normalizer = ObservationNormalizer((2,), clip=10.0)
-    expected = torch.tensor([[0.1, -9.9], [10.0, -10.0]])
-    assert torch.equal(normalizer(obs), expected)
-    normalizer.update(torch.zeros(0, 2))
-    assert torch.equal(normalizer(obs), expected)
-
-
-def test_normalised_observations_are_clipped():
-    normalizer = ObservationNormalizer((1,), clip=2.0)
-    normalizer.update(torch.tensor([[-1.0], [1.0]]))
-    assert normalizer(torch.tensor([[-50.0], [0.5], [50.0]])).flatten().tolist() == [-2.0, 0.5, 2.0]
-
-
-def test_a_constant_component_gives_finite_numbers():
-    normalizer = ObservationNormalizer((2,))
-    normalizer.update(torch.tensor([[5.0, 1.0], [5.0, 2.0]]))
-    out = normalizer(torch.tensor([[5.0, 1.5], [5.1, 1.5]]))
-    assert out[0].tolist() == [0.0, 0.0]
-    assert torch.isfinite(out).all()
-
-
-@ACTIONS
-def test_a_state_dict_carries_the_normaliser(action_space):
-    policy = trained_like(make_policy(PLANE, action_space))
-    twin = make_policy(PLANE, action_space, seed=99)
-    twin.load_state_dict(policy.state_dict())
-    obs = observations(PLANE)
-    assert torch.equal(twin.value(obs), policy.value(obs))
-    assert torch.equal(twin.act(obs, deterministic=True), policy.act(obs, deterministic=True))
-    more = observations(PLANE, 30, 4)
-    policy.update_normalizer(more)
-    twin.update_normalizer(more)
-    assert torch.equal(twin.value(obs), policy.value(obs))
-    assert torch.equal(twin.normalizer.mean, policy.normalizer.mean)
-
-
-def test_moments_are_kept_in_float64():
-    dtypes = {name: x.dtype for name, x in ObservationNormalizer((2,)).state_dict().items()}
-    assert dtypes == dict.fromkeys(("count", "mean", "var"), torch.float64)
-
-
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
-def test_a_copied_policy_is_the_same_and_independent(clone):
-    policy = trained_like(make_policy(PLANE, THREE))
-    twin, obs = clone(policy), observations(PLANE)
-    before = policy.value(obs)
-    assert torch.equal(twin.value(obs), before)
-    trained_like(twin, seed=3)
-    assert torch.equal(policy.value(obs), before)
-
-
-def test_the_normaliser_can_be_switched_off():
-    policy = make_policy(PLANE, THREE, PolicyConfig(normalize_observations=False))
-    obs = observations(PLANE)
-    before = policy.value(obs)
-    policy.update_normalizer(obs + 50.0)
-    assert torch.equal(policy.value(obs), before)
-    assert not any(name.startswith("normalizer") for name in policy.state_dict())
-
-
-# --- the NumPy snapshot
-
-small_policies = st.builds(
-    lambda sizes, activation, normalize, shared, obs_shape, action_space: make_policy(
-        spaces.Box(-1.0, 1.0, obs_shape, np.float32),
-        action_space,
-        PolicyConfig(
-            hidden_sizes=sizes,
-            activation=activation,
-            normalize_observations=normalize,
-            shared=shared,
-        ),
-    ),
-    st.lists(st.sampled_from([1, 8, 32]), max_size=3).map(tuple),
-    st.sampled_from(["tanh", "relu"]),
-    st.booleans(),
-    st.booleans(),
-    st.sampled_from([(1,), (3,), (2, 3)]),
-    st.sampled_from([THREE, spaces.Discrete(1), PAIR, spaces.Box(-1, 1, (2, 2), np.float32)]),
-)
-
-
-@settings(max_examples=60)
-@given(small_policies, st.integers(0, 1000), st.integers(1, 40))
-def test_a_snapshot_picks_the_actions_of_its_policy(policy, seed, rows):
-    trained_like(policy, seed)
-    obs = 3.0 * observations(policy.observation_space, rows, seed)
-    noise = policy.draw_noise(np.random.default_rng(seed), rows)
-    kept_obs, kept_noise = obs.clone(), noise.copy()
-    expected = policy.act(obs, noise=torch.from_numpy(noise)).numpy()
-    actions = policy.snapshot()(obs.numpy(), noise)
-    assert actions.shape == expected.shape
-    assert torch.equal(obs, kept_obs)
-    np.testing.assert_array_equal(noise, kept_noise)
-    if isinstance(policy.action_space, spaces.Box):
-        np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-5)
-        return
-    scores = (policy.distribution(obs).log_p.detach() + torch.from_numpy(noise)).numpy()
-    chosen, best = (scores[np.arange(rows), a] for a in (actions, expected))
-    np.testing.assert_allclose(chosen, best, atol=1e-4, err_msg="no near tie")
-
-
-@settings(max_examples=40)
-@given(small_policies, st.integers(0, 1000), st.integers(2, 32), st.data())
-def test_a_row_of_a_snapshot_does_not_depend_on_the_other_rows(policy, seed, rows, data):
-    """What makes results independent of who acts for which part of a group, bit for bit."""
-    trained_like(policy, seed)
-    obs = observations(policy.observation_space, rows, seed).numpy()
-    noise = policy.draw_noise(np.random.default_rng(seed), rows)
-    whole = policy.snapshot()(obs, noise).copy()
-    first = data.draw(st.integers(0, rows - 1))
-    own = slice(first, data.draw(st.integers(first + 1, rows)))
-    part_obs, part_noise = np.zeros_like(obs), np.zeros_like(noise)
-    part_obs[own], part_noise[own] = obs[own], noise[own]
-    actor = pickle.loads(pickle.dumps(policy.snapshot()))
-    np.testing.assert_array_equal(actor(part_obs, part_noise)[own], whole[own])
-
-
-@ACTIONS
-def test_a_snapshot_is_a_copy(action_space):
-    policy = trained_like(make_policy(PLANE, action_space))
-    obs = observations(PLANE).numpy()
-    noise = policy.draw_noise(np.random.default_rng(0), 7)
-    actor = policy.snapshot()
-    before = actor(obs, noise).copy()
-    trained_like(policy, seed=5)
-    np.testing.assert_array_equal(actor(obs, noise), before)
-
-
-@ACTIONS
-def test_actions_of_a_snapshot_are_not_overwritten_by_the_next_call(action_space):
-    policy = trained_like(make_policy(PLANE, action_space))
-    actor, rng = policy.snapshot(), np.random.default_rng(0)
-    first = actor(observations(PLANE).numpy(), policy.draw_noise(rng, 7))
-    kept = first.copy()
-    actor(observations(PLANE, seed=1).numpy(), policy.draw_noise(rng, 7))
-    np.testing.assert_array_equal(first, kept)
-
-
-def test_a_snapshot_takes_the_bounded_std():
-    policy = make_policy(PLANE, PAIR)
-    with torch.no_grad():
-        policy.action_head.log_std.fill_(50.0)
-    obs, noise = np.zeros((2, 3), np.float32), np.ones((2, 2), np.float32)
-    np.testing.assert_allclose(policy.snapshot()(obs, noise), math.exp(2.0), rtol=1e-5)
-
-
-class DoublingMLP(MLP):
-    def forward(self, x):
-        return 2.0 * super().forward(x)
-
-
-class SharperHead(CategoricalHead):
-    def forward(self, features):
-        return Categorical(5.0 * self.linear(features))
-
-
-class CautiousPolicy(ActorCritic):
-    """A user's subclass that acts in its own way."""
-
-    def act(self, obs, **arguments):
-        return torch.zeros_like(super().act(obs, **arguments))
-
-
-class TemperedPolicy(ActorCritic):
-    """A user's subclass with a distribution of its own."""
-
-    def distribution(self, obs):
-        distribution = super().distribution(obs)
-        distribution.log_p = torch.log_softmax(distribution.log_p / 5.0, -1)
-        return distribution
-
-
-def unusual_policies():
-    for activation in ("elu", "gelu", "silu"):
-        yield activation, make_policy(PLANE, THREE, PolicyConfig(activation=activation))
-    yield "large", make_policy(PLANE, THREE, PolicyConfig(hidden_sizes=(256, 256)))
-    yield "image", make_policy(IMAGE, THREE, SMALL_CNN)
-    policy = make_policy(PLANE, THREE)
-    policy.actor_body = nn.Sequential(nn.Linear(3, 64), nn.LayerNorm(64))
-    yield "foreign body", policy
-    policy = make_policy(PLANE, THREE)
-    policy.actor_body.append(nn.Dropout(0.5))
-    yield "appended layer", policy
-    policy = make_policy(PLANE, THREE)
-    policy.actor_body.append(nn.Linear(64, 64))
-    yield "two linear layers in a row", policy
-    policy = make_policy(PLANE, THREE)
-    policy.actor_body.insert(0, nn.Tanh())
-    yield "activation first", policy
-    policy = make_policy(PLANE, THREE)
-    policy.action_head = SharperHead(THREE, 64, PolicyConfig(), generator())
-    yield "subclass of a head", policy
-    policy = make_policy(PLANE, THREE)
-    policy.normalizer = nn.LayerNorm(3)
-    yield "foreign normaliser", policy
-    policy = make_policy(PLANE, THREE)
-    policy.actor_body = DoublingMLP(3, (64,), "tanh", generator())
-    yield "subclass of MLP", policy
-    for subclass in (CautiousPolicy, TemperedPolicy):
-        yield subclass.__name__, subclass(PLANE, THREE, PolicyConfig(), generator())
-
-
-@pytest.mark.parametrize(
-    "policy", [pytest.param(policy, id=name) for name, policy in unusual_policies()]
-)
-def test_what_is_no_small_plain_mlp_has_no_snapshot(policy):
-    """A snapshot that computes something else than its policy would collect foreign actions."""
-    assert policy.snapshot() is None

@@ -74,6 +74,10 @@ def test_every_link_leads_to_a_file():
     assert not missing
 
 
+def test_the_picture_is_small():
+    assert (ROOT / "docs" / "_static" / "pendulum.png").stat().st_size < 100_000
+
+
 def test_nobody_is_told_to_install_the_package_of_a_stranger():
     pages = [path for glob in ("*.md", "docs/**/*.rst", "ppo/**/*.py") for path in ROOT.glob(glob)]
     told = [

@@ -9,7 +9,7 @@ import torch
 
 from ppo import PPOAgent, PPOConfig, PPOError
 from ppo.errors import CheckpointError
-from ppo.runs import RunFolder, reward_threshold
+from ppo.runs import RunFolder, target_return
 
 CONFIG = PPOConfig(env="CartPole-v1", steps=192, num_envs=2, num_steps=32, num_epochs=1)
 
@@ -164,12 +164,13 @@ def test_a_resumed_run_has_every_row_once(copied):
 
 
 def test_seconds_go_on_where_a_resumed_run_left_off(copied):
-    before = copied.metrics()[-1]["seconds"]
-    agent = copied.resume()
-    with copied:
-        agent.learn(CONFIG.env, 64)
-    assert copied.metrics()[-1]["seconds"] >= before
-    assert copied.seconds == copied.metrics()[-1]["seconds"]
+    rows = [{**row, "seconds": 1000.0} for row in copied.metrics()]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (copied.path / "metrics.jsonl").write_text(text)
+    with RunFolder.open(copied.path) as run:
+        run.resume().learn(CONFIG.env, 64)
+    assert run.metrics()[-1]["seconds"] >= 1000.0
+    assert run.seconds == run.metrics()[-1]["seconds"]
 
 
 def test_resuming_sets_skipped_checkpoints_aside_so_that_new_ones_are_kept(copied):
@@ -220,11 +221,12 @@ def test_logging_and_checkpoints_change_nothing_in_the_training(trained):
         assert torch.equal(value, logged.policy.state_dict()[name]), name
 
 
-def test_reward_thresholds_are_those_of_gymnasium():
-    assert reward_threshold(CONFIG) == 475.0
-    assert reward_threshold(CONFIG.replace(env="Pendulum-v1")) is None
-    assert reward_threshold(CONFIG.replace(env="Unknown-v0")) is None
-    assert reward_threshold(PPOConfig()) is None
+def test_the_target_is_the_configured_return_or_gymnasiums_threshold():
+    assert target_return(CONFIG) == 475.0
+    assert target_return(CONFIG.replace(target_return=-200.0)) == -200.0
+    assert target_return(CONFIG.replace(env="Pendulum-v1")) is None
+    assert target_return(CONFIG.replace(env="Unknown-v0")) is None
+    assert target_return(PPOConfig()) is None
 
 
 def test_a_run_that_keeps_no_checkpoint_is_refused(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -21,7 +20,7 @@ from ppo.collector.streams import EPISODES, NOISE, POLICY, stream
 from ppo.collector.vector_columns import VectorColumns
 from ppo.envs import EnvLike, EnvSource, resolve_env
 from ppo.errors import ClosedError, EnvError, NonFiniteError, SpaceError
-from ppo.policies.protocol import Evaluation, Policy
+from ppo.policies.protocol import Evaluation, Policy, takes_generator
 from ppo.rollout import Rollout
 from ppo.spaces import check_observation_space, make_action_adapter, observation_dtype
 
@@ -219,7 +218,7 @@ class RolloutCollector:
             return self._backend.run(actor, num_steps)
         arguments: dict[str, Any] = {}
         takes_noise = hasattr(policy, "draw_noise")
-        if not takes_noise and "generator" in inspect.signature(policy.act).parameters:
+        if not takes_noise and takes_generator(policy):
             arguments["generator"] = self._generator
         self._backend.begin(num_steps)
         for t in range(num_steps):

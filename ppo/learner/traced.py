@@ -3,11 +3,13 @@
 Most of a small minibatch's time is autograd's and Python's bookkeeping. Recording loss and
 backward pass together leaves a list of operations without either, which computes the eager
 gradient bit for bit. A policy that cannot be recorded (it branches on values, or changes buffers
-while it is evaluated) stays with the eager gradient.
+while it is evaluated) stays with the eager gradient, and one that no longer does what was recorded
+returns to it.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -26,6 +28,7 @@ __all__ = ["TracedGradient"]
 
 _FIELDS = ("obs", "actions", "log_probs", "values", "advantages", "returns")
 _WARM_UP = 500  # eager steps; recording costs about as much, so short runs never record
+_UPDATES_BETWEEN_CHECKS = 16
 _MAX_SHAPES = 4  # numbers of rows that are recorded; others stay eager
 
 _Function = Callable[..., Sequence[Tensor]]
@@ -55,13 +58,18 @@ class TracedGradient:
 
     def __init__(self, policy: nn.Module, eager: EagerGradient, warm_up: int = _WARM_UP) -> None:
         self._eager = eager
+        self._policy = policy
         self._module = _Evaluate(policy)
         self._parameters = {n: p for n, p in self._module.named_parameters() if p.requires_grad}
         self._until_recording = warm_up
         self._functions: dict[tuple[Any, ...], _Function | None] = {}
+        self._updates = 0
+        self._check_next = False
 
     def prepare(self, batch: Batch) -> Batch:
-        """Nothing to prepare."""
+        """Count the updates; now and then the recordings are compared with the eager gradient."""
+        self._updates += 1
+        self._check_next = self._updates % _UPDATES_BETWEEN_CHECKS == 0
         return batch
 
     def __call__(self, batch: Batch, weights: LossWeights) -> Tensor:
@@ -71,11 +79,18 @@ class TracedGradient:
             return self._eager(batch, weights)
         inputs = self._inputs(batch, weights)
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in inputs[: len(_FIELDS)])
-        key = (weights.value_coef, weights.value_clip_range, self._module.training, *shapes)
+        key = (weights.value_coef, weights.value_clip_range, self._policy.training, *shapes)
         if key not in self._functions:
             full = len(self._functions) >= _MAX_SHAPES
             self._functions[key] = None if full else self._record(batch, weights, inputs)
         function = self._functions[key]
+        if function is not None and self._check_next:
+            # A plain attribute that `evaluate` reads is frozen in a recording: find out.
+            self._check_next = False
+            if not self._agrees(function, batch, weights, inputs):
+                self._functions = dict.fromkeys(self._functions)
+                self._until_recording = sys.maxsize
+                function = None
         if function is None:
             return self._eager(batch, weights)
         *gradients, metrics = function(*inputs)
@@ -124,20 +139,20 @@ class TracedGradient:
             return None
         if any(_changes_input(node) for node in graph.graph.nodes):
             return None
-        return self._checked(_scripted(graph, inputs), batch, weights, inputs)
+        function = _scripted(graph, inputs)
+        return function if self._agrees(function, batch, weights, inputs) else None
 
-    def _checked(
+    def _agrees(
         self, function: _Function, batch: Batch, weights: LossWeights, inputs: list[Tensor]
-    ) -> _Function | None:
-        """The function if it agrees with the eager gradient on this minibatch, else None."""
-        self._eager(batch, weights)
-        *gradients, _ = function(*inputs)
-        for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
-            if parameter.grad is None or not torch.allclose(
-                parameter.grad, gradient, rtol=1e-4, atol=1e-7, equal_nan=True
-            ):
-                return None
-        return function
+    ) -> bool:
+        """True if the function gives this minibatch's eager gradient and metrics."""
+        metrics = self._eager(batch, weights)
+        *gradients, replayed = function(*inputs)
+        pairs = [(p.grad, g) for p, g in zip(self._parameters.values(), gradients, strict=True)]
+        return all(
+            eager is not None and torch.allclose(eager, replay, 1e-4, 1e-7, equal_nan=True)
+            for eager, replay in [*pairs, (metrics, replayed)]
+        )
 
 
 def _changes_input(node: torch.fx.Node) -> bool:

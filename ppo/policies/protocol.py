@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -13,7 +14,13 @@ __all__ = ["Actor", "Evaluation", "PlainLayers", "Policy"]
 
 
 class Evaluation(NamedTuple):
-    """What a policy says about given observations and actions, each `[B]`."""
+    """What a policy says about given observations and actions.
+
+    Attributes:
+        log_probs: Log-density (or log-mass) of the actions in nats, `[B]`.
+        entropy: Entropy of the distribution over actions in nats, `[B]`.
+        values: State values, in units of (scaled) return, `[B]`.
+    """
 
     log_probs: Tensor
     entropy: Tensor
@@ -79,6 +86,11 @@ class Actor(Protocol):
 
     def __call__(self, obs: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """Raw actions `[G, ...]` for observations `[G, ...]` and noise `[G, k]`."""
+
+
+def takes_generator(policy: Policy) -> bool:
+    """True if `policy.act` has a parameter `generator`."""
+    return "generator" in inspect.signature(policy.act).parameters
 
 
 def policy_device(policy: nn.Module) -> torch.device:

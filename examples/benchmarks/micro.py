@@ -1,0 +1,309 @@
+"""The parts by themselves: gradient step, acting, advantages, collecting, start.
+
+    python examples/benchmarks/micro.py --out micro.json
+    python examples/benchmarks/micro.py --tables update,gae
+
+Each table relates this library's numbers to something that is not this library: plain PyTorch, a copy
+of as many bytes, the environments without a policy, `import torch`.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import torch
+from peers import plain_torch
+from peers.ppo_agent import make_config
+from results import Row, report
+from workloads import STEADY
+
+from ppo import Batch, RolloutCollector, gae, make_policy, normalize
+from ppo.learner.closed_form import ClosedFormGradient
+from ppo.learner.eager import EagerGradient, LossWeights
+from ppo.learner.flat_adam import FlatAdam
+from ppo.learner.learner import parameter_groups
+from ppo.learner.traced import TracedGradient
+
+HERE = Path(__file__).parent
+TASKS = {"categorical": STEADY["cartpole"], "Gaussian": STEADY["halfcheetah-8"]}
+GAE_SHAPES = ((2048, 1), (128, 8), (128, 4096), (2048, 256))
+COLLECTED = ("CartPole-v1", "LunarLander-v3", "HalfCheetah-v5")
+NUM_ENVS = 8
+PROCESSES = 2
+
+
+def time_calls(calls, args):
+    """Microseconds per call of each function, one value per repetition, interleaved."""
+    counts = {}
+    for name, call in calls.items():
+        call()
+        count, elapsed = 1, 0.0
+        while elapsed < args.seconds / 4:
+            count *= 2
+            elapsed = time_one(call, count)
+        counts[name] = max(1, round(count * args.seconds / elapsed))
+    values = {name: [] for name in calls}
+    for _ in range(args.repetitions):
+        for name, call in calls.items():
+            values[name].append(1e6 * time_one(call, counts[name]) / counts[name])
+    return values
+
+
+def time_one(call, count):
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    return time.perf_counter() - start
+
+
+def add_rows(table, prefix, values, reference):
+    """Rows in microseconds, each related to one of them."""
+    rows = []
+    for name, numbers in values.items():
+        rows.append(Row(table, f"{prefix}, {name}", "µs", higher=False, values=numbers))
+        rows[-1].relate(values[reference], reference)
+    return rows
+
+
+def make_spaces(env_id):
+    env = gymnasium.make(env_id)
+    env.close()
+    return env.observation_space, env.action_space
+
+
+def make_workload_policy(workload):
+    return make_policy(*make_spaces(workload.env), make_config(workload).policy, seed=0)
+
+
+def random_batch(policy, num_rows):
+    """Made-up rows as the policy would act on them; the arithmetic does not care."""
+    rng = np.random.default_rng(0)
+    obs = torch.randn(num_rows, *policy.observation_space.shape)
+    actions = policy.act(obs, noise=torch.from_numpy(policy.draw_noise(rng, num_rows)))
+    with torch.no_grad():
+        evaluation = policy.evaluate(obs, actions)
+    return Batch(
+        obs=obs,
+        actions=actions,
+        log_probs=evaluation.log_probs + 0.1 * torch.randn(num_rows),
+        values=evaluation.values,
+        advantages=normalize(torch.randn(num_rows)),
+        returns=torch.randn(num_rows),
+    )
+
+
+def update_table(args):
+    """Gradient, clip and optimizer step on one minibatch that lies ready."""
+    rows = []
+    for family, workload in TASKS.items():
+        for num_rows in (64, 256):
+            torch.manual_seed(0)
+            policies = {name: make_workload_policy(workload) for name in GRADIENTS}
+            batch = random_batch(policies["eager"], num_rows)
+            calls = {"plain torch": plain_step(workload, batch)}
+            calls |= {name: own_step(name, policy, batch) for name, policy in policies.items()}
+            values = time_calls(calls, args)
+            rows += add_rows("update", f"{family}, {num_rows} rows", values, "plain torch")
+    return rows
+
+
+GRADIENTS = {
+    "eager": EagerGradient,
+    "traced": lambda policy, optimizer: TracedGradient(
+        policy, EagerGradient(policy, optimizer), warm_up=0
+    ),
+    "closed form": lambda policy, optimizer: ClosedFormGradient(policy.plain_layers()),
+}
+
+
+def own_step(name, policy, batch):
+    """What the learner does with a minibatch once its advantages are normalised."""
+    optimizer = FlatAdam(parameter_groups(policy), eps=1e-5)
+    gradient = GRADIENTS[name](policy, optimizer)
+    weights = LossWeights(0.2, 0.0, 0.5, None)
+    batch = gradient.prepare(batch)
+
+    def step():
+        gradient(batch, weights)
+        optimizer.step(3e-4, 0.5)
+
+    return step
+
+
+def plain_step(workload, batch):
+    spaces = make_spaces(workload.env)
+    network = plain_torch.ActorCritic(spaces[0].shape[0], workload.hidden_size, spaces[1])
+    learner = plain_torch.Learner(network, workload)
+    fields = (batch.obs, batch.actions, batch.log_probs, batch.advantages, batch.returns)
+    return lambda: learner.step(*fields)
+
+
+def acting_table(args):
+    """One call that chooses actions for eight observations."""
+    rows = []
+    for family, workload in TASKS.items():
+        policy = make_workload_policy(workload)
+        observation_space, action_space = make_spaces(workload.env)
+        size = observation_space.shape[0]
+        network = plain_torch.ActorCritic(size, workload.hidden_size, action_space)
+        actor = policy.snapshot()
+        obs = torch.randn(NUM_ENVS, size)
+        noise = torch.from_numpy(policy.draw_noise(np.random.default_rng(0), NUM_ENVS))
+
+        def plain(network=network, obs=obs):
+            with torch.no_grad():
+                network(obs)
+
+        calls = {
+            "plain torch (with log-prob and value)": plain,
+            "policy.act": lambda policy=policy, obs=obs, noise=noise: policy.act(obs, noise=noise),
+            "snapshot": lambda actor=actor, obs=obs.numpy(), noise=noise.numpy(): actor(obs, noise),
+        }
+        rows += add_rows("acting", family, time_calls(calls, args), next(iter(calls)))
+    return rows
+
+
+def gae_table(args):
+    """Against the time to copy as many bytes as have to be read and written."""
+    rows = []
+    for shape in GAE_SHAPES:
+        generator = torch.Generator().manual_seed(0)
+        numbers = [torch.randn(shape, generator=generator) for _ in range(3)]
+        flags = [torch.rand(shape, generator=generator) < 0.01 for _ in range(2)]
+        read = sum(tensor.nbytes for tensor in (*numbers, *flags))
+        written = 2 * numbers[0].nbytes
+        source = np.ones((read + written) // 2, np.uint8)
+        target = np.ones_like(source)
+        calls = {
+            "copy": lambda target=target, source=source: np.copyto(target, source),
+            "gae": lambda fields=(*numbers, *flags): gae(*fields),
+        }
+        prefix = f"T={shape[0]} N={shape[1]}"
+        rows += add_rows("gae", prefix, time_calls(calls, args), "copy")
+    return rows
+
+
+def collecting_table(args):
+    """Steps per second of a collector against environments that are only stepped."""
+    rows = []
+    for env_id in args.envs:
+        try:
+            make_spaces(env_id)
+        except gymnasium.error.DependencyNotInstalled as error:
+            rows.append(Row("collecting", env_id, "steps/s", True, skipped=str(error)))
+            continue
+        limit, names = f"{PROCESSES} processes without a policy", ["0 workers", "2 workers"]
+        values = {name: [] for name in (limit, *names)}
+        for _ in range(args.repetitions):
+            values[limit].append(env_limit(env_id, args))
+            for name in names:
+                values[name].append(collecting_rate(env_id, int(name[0]), args))
+        for name, numbers in values.items():
+            row = Row("collecting", f"{env_id}, {name}", "steps/s", True, numbers)
+            row.relate(values[limit], limit)
+            rows.append(row)
+    return rows
+
+
+def env_limit(env_id, args):
+    share = str(NUM_ENVS // PROCESSES)
+    command = [sys.executable, str(HERE / "env_limit.py"), env_id, share, str(4 * args.seconds)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(PROCESSES)]
+    for process in processes:
+        process.stdout.readline()
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return sum(float(process.communicate()[0]) for process in processes)
+
+
+def collecting_rate(env_id, num_workers, args):
+    with RolloutCollector(env_id, num_envs=NUM_ENVS, num_workers=num_workers, seed=0) as collector:
+        policy = make_policy(collector.observation_space, collector.action_space, seed=0)
+        collector.collect(policy, 128)
+        start, steps = time.perf_counter(), 0
+        while time.perf_counter() - start < 4 * args.seconds:
+            steps += collector.collect(policy, 128).num_transitions
+        return steps / (time.perf_counter() - start)
+
+
+IMPORT = """
+import time
+start = time.perf_counter()
+import {module}
+print(time.perf_counter() - start)
+"""
+
+FIRST_UPDATE = """
+import time
+from ppo import PPOAgent, PPOConfig
+agent = PPOAgent(config=PPOConfig(num_workers={num_workers}))
+start = time.perf_counter()
+agent.learn("CartPole-v1", 1, progress=False)
+print(time.perf_counter() - start)
+"""
+
+
+def start_table(args):
+    """Seconds until a new interpreter has imported, and until `learn` has done one update."""
+    scripts = {f"import {module}": IMPORT.format(module=module) for module in ("torch", "ppo")}
+    for count in (0, 2):
+        scripts[f"first update, {count} workers"] = FIRST_UPDATE.format(num_workers=count)
+    values = {name: [] for name in scripts}
+    for _ in range(args.repetitions):
+        for name, script in scripts.items():
+            done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+            values[name].append(float(done.stdout))
+    rows = [Row("start", name, "s", higher=False, values=own) for name, own in values.items()]
+    for row in rows[:2]:
+        row.relate(values["import torch"], "import torch")
+    return rows
+
+
+TABLES = {
+    "update": update_table,
+    "acting": acting_table,
+    "gae": gae_table,
+    "collecting": collecting_table,
+    "start": start_table,
+}
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tables", default=",".join(TABLES), help="a,b,... (default: all)")
+    parser.add_argument("--envs", default=",".join(COLLECTED), help="for collecting: a,b,...")
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; 0: its default")
+    parser.add_argument("--quick", action="store_true", help="1 short repetition")
+    parser.add_argument("--out", type=Path, help="JSON file; the tables go to .md beside it")
+    args = parser.parse_args()
+    if args.quick:
+        args.repetitions, args.seconds = 1, 0.01
+    args.tables, args.envs = args.tables.split(","), args.envs.split(",")
+    if not set(args.tables) <= set(TABLES):
+        parser.error(f"--tables must be of {', '.join(TABLES)}")
+    return args
+
+
+def main():
+    args = parse_arguments()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+        os.environ["OMP_NUM_THREADS"] = str(args.threads)  # for the processes started here
+    rows = [row for table in args.tables for row in TABLES[table](args)]
+    settings = {"repetitions": args.repetitions, "threads": args.threads, "quick": args.quick}
+    report("micro", settings, rows, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""One module per library. Each has
+
+    train(workload, num_updates, seed, tick, **variant) -> act
+
+which trains in the way the library's own documentation shows, calls `tick()` after every update,
+and returns a function from raw observations `[B, ...]` to the actions the trained agent takes.
+"""
+
+OURS = {
+    "ppo": ("peers.ppo_agent", {}),
+    "ppo-0-workers": ("peers.ppo_agent", {"num_workers": 0}),
+    "ppo-2-workers": ("peers.ppo_agent", {"num_workers": 2}),
+    "ppo-own-module": ("peers.ppo_agent", {"own_module": True}),
+}
+
+OTHERS = {
+    "sb3": ("peers.sb3", {}),
+    "skrl": ("peers.skrl_agent", {}),
+    "plain-torch": ("peers.plain_torch", {}),
+    "plain-torch-compiled": ("peers.plain_torch", {"compiled": True}),
+}
+
+PEERS = OURS | OTHERS
+
+
+class Unsupported(Exception):
+    """The library has no way to do what the workload asks for."""

@@ -1,0 +1,63 @@
+"""Policies whose every value is known, and policies as if they had been trained."""
+
+import numpy as np
+import torch
+
+from ppo.policies import Evaluation
+
+VALUE_OF_ZERO = 10.0
+"""Not 0, or the value of a first observation could not be told from that of an absorbing state."""
+
+
+class CountPolicy:
+    """V(obs) is 10 + the first entry; actions are fair, drawn from the collector's generator."""
+
+    def act(self, obs, *, noise=None, generator=None, deterministic=False):
+        return torch.randint(2, (len(obs),), generator=generator)
+
+    def evaluate(self, obs, actions):
+        values = self.value(obs)
+        return Evaluation(torch.full_like(values, -np.log(2.0)), torch.ones_like(values), values)
+
+    def value(self, obs):
+        return VALUE_OF_ZERO + obs.reshape(len(obs), -1)[:, 0].float()
+
+
+class NoisyCountPolicy(CountPolicy):
+    """A count policy whose actions are a function of noise per environment and step."""
+
+    def draw_noise(self, rng, num_steps):
+        return rng.random((num_steps, 1), dtype=np.float32)
+
+    def act(self, obs, *, noise=None, generator=None, deterministic=False):
+        return (noise[:, 0] < 0.5).long()
+
+
+class CountActor:
+    def __call__(self, obs, noise):
+        return (noise[:, 0] < 0.5).astype(np.int64)
+
+
+class SnapshotCountPolicy(NoisyCountPolicy):
+    """A noisy count policy that can act in the workers."""
+
+    def snapshot(self):
+        return CountActor()
+
+
+def observations(space, rows=7, seed=0):
+    """A batch of observations of a Box."""
+    rng = np.random.default_rng(seed)
+    if space.dtype == np.uint8:
+        return torch.from_numpy(rng.integers(0, 256, (rows, *space.shape), dtype=np.uint8))
+    return torch.from_numpy(rng.normal(0, 2, (rows, *space.shape)).astype(np.float32))
+
+
+def trained_like(policy, seed=0):
+    """Move every parameter and fill the normaliser, as training would."""
+    shuffle = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=shuffle)
+    policy.update_normalizer(3.0 * observations(policy.observation_space, 50, seed) + 1.0)
+    return policy

@@ -1,0 +1,464 @@
+"""Whose environment is closed by whom, what is refused, and environments that break."""
+
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from collecting import assert_counts, collect
+from environments import (
+    SYMMETRIC,
+    TWO,
+    VECTOR,
+    CountingEnv,
+    FaultyEnv,
+    Recorder,
+    WalkEnv,
+    WithSpaces,
+    crash,
+    infinite_reward,
+    nan_final_obs,
+    nan_obs,
+    nan_reset_obs,
+    nan_terminal_obs,
+    narrow_obs,
+)
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from known_policies import CountPolicy, SnapshotCountPolicy
+
+from ppo.collector import RolloutCollector
+from ppo.errors import ClosedError, EnvError, NonFiniteError, SpaceError
+from ppo.policies import make_policy
+
+MODES = pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
+POLICIES = pytest.mark.parametrize("policy", [CountPolicy(), SnapshotCountPolicy()], ids=type)
+
+
+# --- the caller's own environments
+
+
+def test_the_callers_environments_are_never_closed():
+    single = Recorder(CountingEnv())
+    vector = SyncVectorEnv([CountingEnv])
+    spec = gymnasium.make("CartPole-v1")
+    wrapped = Recorder(spec.unwrapped)
+    for env in (single, vector, spec, wrapped):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            collect(env, (3,), num_envs=2)
+    assert single.closed == wrapped.closed == 0
+    assert not vector.closed
+    spec.reset(seed=0)
+    spec.step(0)
+    for env in (vector, spec):
+        env.close()
+
+
+def test_the_callers_environments_are_not_closed_by_a_failure_either():
+    env = Recorder(FaultyEnv(crash, step=2))
+    with pytest.raises(EnvError):
+        collect(env, (5,), CountPolicy(), num_envs=1)
+    assert env.closed == 0
+
+
+def test_an_instance_with_a_spec_is_one_of_the_environments():
+    env = gymnasium.make("CartPole-v1")
+    recorder = env.unwrapped
+    with RolloutCollector(env, num_envs=3, seed=0) as collector:
+        policy = make_policy(collector.observation_space, collector.action_space)
+        rollout = collector.collect(policy, 4)
+    assert rollout.rewards.shape == (4, 3)
+    assert recorder.state is not None
+    (reference,) = collect("CartPole-v1", (4,), policy)
+    assert torch.equal(rollout.obs, reference.obs)
+    env.close()
+
+
+def test_an_instance_without_a_spec_is_collected_alone_and_the_caller_is_pointed_at():
+    with pytest.warns(UserWarning, match="num_envs is 1, not 8") as caught:
+        collector = RolloutCollector(CountingEnv(), num_envs=8, num_workers=2, seed=0)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert collector.num_envs == 1
+    collector.close()
+
+
+def test_environments_made_here_are_closed_once():
+    made = []
+
+    def make():
+        made.append(Recorder(CountingEnv()))
+        return made[-1]
+
+    with RolloutCollector(make, num_envs=3, seed=0) as collector:
+        collector.collect(CountPolicy(), 2)
+        collector.close()
+    assert [env.closed for env in made] == [1, 1, 1]
+
+
+def test_one_environment_that_fails_to_close_does_not_keep_the_others():
+    made = []
+
+    class Stuck(Recorder):
+        def close(self):
+            super().close()
+            raise RuntimeError("cannot close")
+
+    def make():
+        made.append(Stuck(CountingEnv()))
+        return made[-1]
+
+    collect(make, (2,), CountPolicy())
+    assert [env.closed for env in made] == [1, 1, 1]
+
+
+def failing_factories():
+    def third(made):
+        if len(made) == 2:
+            raise RuntimeError("no more licences")
+        return CountingEnv()
+
+    def third_differs(made):
+        return CountingEnv() if len(made) < 2 else WalkEnv()
+
+    def unsupported_action(made):
+        return WithSpaces(action_space=spaces.MultiBinary(2))
+
+    def unsupported_obs(made):
+        return WithSpaces(observation_space=spaces.Discrete(2))
+
+    def no_env(made):
+        return CountingEnv() if len(made) < 2 else "an environment"
+
+    return [
+        (third, EnvError, r"factory of environment 2 raised RuntimeError: no more licences"),
+        (third_differs, SpaceError, "environment 2 has other spaces than environment 0"),
+        (unsupported_action, SpaceError, "MultiBinary"),
+        (unsupported_obs, SpaceError, "Discrete"),
+        (no_env, TypeError, "factory of environment 2 must return a gymnasium.Env, got str"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("factory", "error", "message"),
+    [pytest.param(*c, id=c[0].__name__) for c in failing_factories()],
+)
+def test_a_failed_start_closes_what_was_made(factory, error, message):
+    made = []
+
+    def make():
+        env = factory(made)
+        if isinstance(env, gymnasium.Env):
+            env = Recorder(env)
+            made.append(env)
+        return env
+
+    with pytest.raises(error, match=message):
+        RolloutCollector(make, num_envs=3, seed=0)
+    assert len(made) >= 2
+    assert [env.closed for env in made] == [1] * len(made)
+
+
+# --- wrong arguments and wrong order
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"num_envs": 0}, "num_envs"),
+        ({"num_envs": 2.5}, "num_envs"),
+        ({"num_workers": -1}, "num_workers"),
+        ({"num_workers": 1.5}, "num_workers"),
+        ({"step_timeout": 0.0}, "step_timeout"),
+        ({"step_timeout": -1.0}, "step_timeout"),
+        ({"step_timeout": float("nan")}, "step_timeout"),
+        ({"start_method": "teleport"}, "start_method"),
+        ({"start_method": "teleport", "num_workers": 1}, "start_method"),
+        ({"device": "quantum"}, "device"),
+        ({"seed": -1}, "seed"),
+        ({"seed": "zero"}, "seed"),
+        ({"seed": 1.5}, "seed"),
+    ],
+    ids=str,
+)
+def test_a_wrong_argument_is_named(options, name):
+    with pytest.raises((ValueError, TypeError), match=name):
+        RolloutCollector("CartPole-v1", **{"num_envs": 2, **options})
+
+
+@pytest.mark.parametrize("num_steps", [0, -1, 2.0, "3", None], ids=str)
+def test_a_wrong_number_of_steps_is_named_and_costs_nothing(num_steps):
+    with RolloutCollector(CountingEnv, num_envs=2, seed=0) as collector:
+        collector.collect(CountPolicy(), 1)
+        with pytest.raises((ValueError, TypeError), match="num_steps"):
+            collector.collect(CountPolicy(), num_steps)
+        assert collector.collect(CountPolicy(), 2).rewards.shape == (2, 2)
+
+
+def test_a_policy_for_other_spaces_is_refused_and_costs_nothing():
+    with RolloutCollector(CountingEnv, num_envs=2, seed=0) as collector:
+        for policy in (make_policy(VECTOR, SYMMETRIC), make_policy(SYMMETRIC, TWO)):
+            with pytest.raises(SpaceError, match=r"policy was built for .*make_policy"):
+                collector.collect(policy, 3)
+        assert collector.collect(make_policy(VECTOR, TWO), 3).num_transitions == 6
+
+
+def test_a_closed_collector_says_so():
+    collector = RolloutCollector(CountingEnv, num_envs=2, seed=0)
+    rollout = collector.collect(CountPolicy(), 3)
+    collector.close()
+    collector.close()
+    with pytest.raises(ClosedError, match=r"closed: close\(\) was called; make a new one"):
+        collector.collect(CountPolicy(), 3)
+    assert rollout.rewards.isfinite().all()
+
+
+def test_leaving_the_with_block_closes():
+    with RolloutCollector(CountingEnv, num_envs=2, seed=0) as collector:
+        pass
+    with pytest.raises(ClosedError):
+        collector.collect(CountPolicy(), 1)
+
+
+class Interrupting(CountPolicy):
+    """Raises in the n-th call of one of its methods."""
+
+    def __init__(self, method, error, call=3):
+        self.method, self.error, self.calls_left = method, error, call
+
+    def tick(self, method):
+        if method == self.method:
+            self.calls_left -= 1
+            if self.calls_left == 0:
+                raise self.error
+
+    def act(self, obs, **arguments):
+        self.tick("act")
+        return super().act(obs, **arguments)
+
+    def evaluate(self, obs, actions):
+        self.tick("evaluate")
+        return super().evaluate(obs, actions)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("bug"), SystemExit(3)])
+@pytest.mark.parametrize(("method", "call"), [("act", 1), ("act", 3), ("evaluate", 1)])
+def test_after_an_exception_in_collect_the_collector_refuses(method, call, error):
+    """What the environments were doing is unknown then; no stale row may come out."""
+    with RolloutCollector(CountingEnv, num_envs=2, seed=0) as collector:
+        with pytest.raises(type(error)):
+            collector.collect(Interrupting(method, error, call), 5)
+        with pytest.raises(ClosedError, match=f"{type(error).__name__} in collect"):
+            collector.collect(CountPolicy(), 5)
+
+
+# --- environments that break
+
+
+def test_an_error_in_step_names_environment_seed_step_and_action():
+    seen = {}
+
+    def fault(env):
+        seen["count"] = env.count
+        crash(env)
+
+    recorders = []
+
+    def make():
+        fault_at = 5 if len(recorders) == 1 else 0
+        recorders.append(Recorder(FaultyEnv(fault, step=fault_at, length=3)))
+        return recorders[-1]
+
+    with RolloutCollector(make, num_envs=3, seed=0) as collector:
+        with pytest.raises(EnvError) as caught:
+            collector.collect(CountPolicy(), 9)
+        text = str(caught.value)
+        culprit = recorders[1]
+        assert "environment 1 raised RuntimeError in step: the physics exploded" in text
+        assert f"episode seed {culprit.seeds[-1]}" in text
+        assert f"episode step {seen['count'] - 1}" in text
+        assert "rollout step 4" in text
+        assert f"action {culprit.actions[-1]!r}" in text
+        assert "Traceback" in text
+        assert "in crash" in text
+        assert isinstance(caught.value.__cause__, RuntimeError)
+        with pytest.raises(ClosedError, match="the physics exploded"):
+            collector.collect(CountPolicy(), 1)
+    assert [env.closed for env in recorders] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("reset", [1, 2])
+def test_an_error_in_reset_names_environment_and_seed(reset):
+    recorders = []
+
+    def make():
+        recorders.append(Recorder(FaultyEnv(crash, reset=reset * (len(recorders) == 1), length=3)))
+        return recorders[-1]
+
+    with pytest.raises(EnvError) as caught:
+        collect(make, (9,), CountPolicy())
+    text = str(caught.value)
+    assert "environment 1 raised RuntimeError in reset: the physics exploded" in text
+    assert f"episode seed {recorders[1].seeds[-1]}" in text
+    assert "None" not in text
+
+
+def test_an_error_can_be_replayed_from_its_seed():
+    """The episode seed in the message leads to the same episode."""
+    made = []
+
+    def make():
+        made.append(Recorder(CountingEnv()))
+        return made[-1]
+
+    (rollout,) = collect(make, (1,), CountPolicy(), num_envs=2)
+    for column, env in enumerate(made):
+        obs, _ = CountingEnv().reset(seed=env.seeds[0])
+        assert obs.tolist() == rollout.obs[0, column].tolist()
+
+
+@pytest.mark.parametrize(
+    ("fault", "field"), [(nan_obs, "observation"), (infinite_reward, "reward")]
+)
+@POLICIES
+def test_a_non_finite_number_is_stopped_with_its_environment_step_and_field(fault, field, policy):
+    made = []
+
+    def make():
+        made.append(FaultyEnv(fault, step=8 * (len(made) == 2)))
+        return made[-1]
+
+    with RolloutCollector(make, num_envs=4, seed=0) as collector:
+        collector.collect(policy, 5)
+        with pytest.raises(
+            NonFiniteError, match=f"environment 2 .*non-finite {field} at rollout step 2"
+        ):
+            collector.collect(policy, 5)
+        with pytest.raises(ClosedError):
+            collector.collect(policy, 5)
+
+
+def test_the_first_of_several_non_finite_numbers_is_named():
+    made = []
+
+    def make():
+        steps = {0: 4, 1: 3, 2: 3}
+        made.append(FaultyEnv(nan_obs, step=steps[len(made)]))
+        return made[-1]
+
+    with pytest.raises(NonFiniteError, match=r"environment 1 .* at rollout step 2"):
+        collect(make, (9,), CountPolicy())
+
+
+def test_a_non_finite_first_observation_is_stopped():
+    with pytest.raises(NonFiniteError, match=r"environment 0 .*observation"):
+        collect(lambda: FaultyEnv(nan_reset_obs, reset=1), (3,), CountPolicy())
+
+
+def test_a_non_finite_observation_after_a_reset_is_stopped():
+    with pytest.raises(NonFiniteError, match=r"environment 0 .*observation at rollout step 2"):
+        collect(lambda: FaultyEnv(nan_reset_obs, reset=2, length=3), (6,), CountPolicy())
+
+
+@pytest.mark.parametrize("kind", ["columns", *AutoresetMode], ids=str)
+def test_a_non_finite_final_observation_of_a_truncated_step_is_stopped(kind):
+    """No row holds it, but its value would be the target of the whole episode."""
+    make = lambda: FaultyEnv(nan_final_obs, step=3)  # noqa: E731
+    env = make if kind == "columns" else SyncVectorEnv([make], autoreset_mode=kind)
+    with pytest.raises(NonFiniteError, match=r"environment 0 .*observation at rollout step 2"):
+        collect(env, (6,), make_policy(VECTOR, TWO), num_envs=1)
+
+
+def test_the_last_observation_of_a_terminated_step_is_used_by_nobody():
+    (rollout,) = collect(
+        lambda: FaultyEnv(nan_terminal_obs, step=3), (6,), make_policy(VECTOR, TWO), num_envs=1
+    )
+    assert rollout.terminated[2, 0]
+    for tensor in (rollout.obs, rollout.values, rollout.next_values, rollout.log_probs):
+        assert tensor.isfinite().all()
+
+
+def test_an_environment_that_raises_because_of_its_own_nan_is_named_by_the_nan():
+    class Picky(FaultyEnv):
+        def step(self, action):
+            if self.steps == 3:
+                raise ValueError("state is NaN")
+            return super().step(action)
+
+    with pytest.raises(NonFiniteError, match="non-finite observation at rollout step 2"):
+        collect(lambda: Picky(nan_obs, step=3), (6,), CountPolicy(), num_envs=1)
+
+
+class Saying(CountingEnv):
+    """Answers with one thing exchanged."""
+
+    def __init__(self, **changes):
+        super().__init__(4, "truncated")
+        self.changes = changes
+
+    def step(self, action):
+        names = ("obs", "reward", "terminated", "truncated", "info")
+        answer = dict(zip(names, super().step(action), strict=True))
+        return tuple({**answer, **self.changes}.values())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"obs": np.zeros(1, np.float32)},
+        {"obs": np.zeros((1, 2), np.float32)},
+        {"obs": 0.5},
+        {"obs": np.zeros(3, np.float32)},
+        {"obs": "up"},
+        {"reward": "much"},
+        {"reward": None},
+        {"reward": np.zeros(2)},
+        {"extra": 1},
+    ],
+    ids=str,
+)
+@POLICIES
+def test_an_ill_shaped_answer_is_an_error_that_names_the_environment(changes, policy):
+    """Nothing is broadcast into the rollout."""
+    with pytest.raises(EnvError, match=r"environment 0 raised .* in step"):
+        collect(lambda: Saying(**changes), (6,), policy)
+
+
+@pytest.mark.parametrize(
+    "reward", [np.float64(2.0), np.array(2.0), 2, True, torch.tensor(2.0)], ids=repr
+)
+def test_a_reward_may_be_any_scalar(reward):
+    (rollout,) = collect(lambda: Saying(reward=reward), (6,), CountPolicy())
+    assert torch.equal(rollout.rewards, torch.full((6, 3), float(reward)))
+
+
+@pytest.mark.parametrize("kind", [np.bool_, int, lambda flag: np.array([flag])])
+@pytest.mark.parametrize("num_workers", [0, 2])
+@POLICIES
+def test_a_flag_may_be_anything_that_is_true_or_false(kind, num_workers, policy):
+    class Flags(CountingEnv):
+        def step(self, action):
+            obs, reward, *flags, info = super().step(action)
+            return obs, reward, *map(kind, flags), info
+
+    with RolloutCollector(Flags, num_envs=3, num_workers=num_workers, seed=0) as collector:
+        rollout = collector.collect(policy, 20)
+    for column in range(3):
+        assert_counts([rollout], column)
+
+
+def test_a_narrow_observation_of_one_environment_is_not_spread():
+    with pytest.raises(EnvError, match="environment 0"):
+        collect(lambda: FaultyEnv(narrow_obs, step=2), (6,), CountPolicy())
+
+
+def test_an_action_that_is_not_finite_is_not_blamed_on_the_environment():
+    """A policy that has diverged sends the user to the policy, not to the environment."""
+    with RolloutCollector("Pendulum-v1", num_envs=2, seed=0) as collector:
+        policy = make_policy(collector.observation_space, collector.action_space)
+        with torch.no_grad():
+            next(iter(policy.parameters())).fill_(float("nan"))
+        with pytest.raises(NonFiniteError, match="policy"):
+            collector.collect(policy, 3)

@@ -1,0 +1,190 @@
+import math
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from known_policies import observations, trained_like
+from torch import nn
+
+from ppo.distributions import Categorical
+from ppo.policies import (
+    MLP,
+    ActorCritic,
+    PolicyConfig,
+    make_policy,
+)
+from ppo.policies.heads import CategoricalHead
+
+SQRT2 = math.sqrt(2.0)
+PLANE = spaces.Box(-10.0, 10.0, (3,), np.float32)
+THREE = spaces.Discrete(3)
+PAIR = spaces.Box(-1.0, 1.0, (2,), np.float32)
+IMAGE = spaces.Box(0, 255, (3, 40, 44), np.uint8)
+SMALL_CNN = PolicyConfig(hidden_sizes=(), cnn_features=16)
+ACTIONS = pytest.mark.parametrize("action_space", [THREE, PAIR], ids=["discrete", "box"])
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def global_randomness():
+    return (
+        torch.get_rng_state().tolist(),
+        np.random.get_state()[1].tolist(),  # noqa: NPY002
+        random.getstate(),
+    )
+
+
+small_policies = st.builds(
+    lambda sizes, activation, normalize, shared, obs_shape, action_space: make_policy(
+        spaces.Box(-1.0, 1.0, obs_shape, np.float32),
+        action_space,
+        PolicyConfig(
+            hidden_sizes=sizes,
+            activation=activation,
+            normalize_observations=normalize,
+            shared=shared,
+        ),
+    ),
+    st.lists(st.sampled_from([1, 8, 32]), max_size=3).map(tuple),
+    st.sampled_from(["tanh", "relu"]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([(1,), (3,), (2, 3)]),
+    st.sampled_from([THREE, spaces.Discrete(1), PAIR, spaces.Box(-1, 1, (2, 2), np.float32)]),
+)
+
+
+@settings(max_examples=60)
+@given(small_policies, st.integers(0, 1000), st.integers(1, 40))
+def test_a_snapshot_picks_the_actions_of_its_policy(policy, seed, rows):
+    trained_like(policy, seed)
+    obs = 3.0 * observations(policy.observation_space, rows, seed)
+    noise = policy.draw_noise(np.random.default_rng(seed), rows)
+    kept_obs, kept_noise = obs.clone(), noise.copy()
+    expected = policy.act(obs, noise=torch.from_numpy(noise)).numpy()
+    actions = policy.snapshot()(obs.numpy(), noise)
+    assert actions.shape == expected.shape
+    assert torch.equal(obs, kept_obs)
+    np.testing.assert_array_equal(noise, kept_noise)
+    if isinstance(policy.action_space, spaces.Box):
+        np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-5)
+        return
+    scores = (policy.distribution(obs).log_p.detach() + torch.from_numpy(noise)).numpy()
+    chosen, best = (scores[np.arange(rows), a] for a in (actions, expected))
+    np.testing.assert_allclose(chosen, best, atol=1e-4, err_msg="no near tie")
+
+
+@settings(max_examples=40)
+@given(small_policies, st.integers(0, 1000), st.integers(2, 32), st.data())
+def test_a_row_of_a_snapshot_does_not_depend_on_the_other_rows(policy, seed, rows, data):
+    """What makes results independent of who acts for which part of a group, bit for bit."""
+    trained_like(policy, seed)
+    obs = observations(policy.observation_space, rows, seed).numpy()
+    noise = policy.draw_noise(np.random.default_rng(seed), rows)
+    whole = policy.snapshot()(obs, noise).copy()
+    first = data.draw(st.integers(0, rows - 1))
+    own = slice(first, data.draw(st.integers(first + 1, rows)))
+    part_obs, part_noise = np.zeros_like(obs), np.zeros_like(noise)
+    part_obs[own], part_noise[own] = obs[own], noise[own]
+    actor = pickle.loads(pickle.dumps(policy.snapshot()))
+    np.testing.assert_array_equal(actor(part_obs, part_noise)[own], whole[own])
+
+
+@ACTIONS
+def test_a_snapshot_is_a_copy(action_space):
+    policy = trained_like(make_policy(PLANE, action_space))
+    obs = observations(PLANE).numpy()
+    noise = policy.draw_noise(np.random.default_rng(0), 7)
+    actor = policy.snapshot()
+    before = actor(obs, noise).copy()
+    trained_like(policy, seed=5)
+    np.testing.assert_array_equal(actor(obs, noise), before)
+
+
+@ACTIONS
+def test_actions_of_a_snapshot_are_not_overwritten_by_the_next_call(action_space):
+    policy = trained_like(make_policy(PLANE, action_space))
+    actor, rng = policy.snapshot(), np.random.default_rng(0)
+    first = actor(observations(PLANE).numpy(), policy.draw_noise(rng, 7))
+    kept = first.copy()
+    actor(observations(PLANE, seed=1).numpy(), policy.draw_noise(rng, 7))
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_a_snapshot_takes_the_bounded_std():
+    policy = make_policy(PLANE, PAIR)
+    with torch.no_grad():
+        policy.action_head.log_std.fill_(50.0)
+    obs, noise = np.zeros((2, 3), np.float32), np.ones((2, 2), np.float32)
+    np.testing.assert_allclose(policy.snapshot()(obs, noise), math.exp(2.0), rtol=1e-5)
+
+
+class DoublingMLP(MLP):
+    def forward(self, x):
+        return 2.0 * super().forward(x)
+
+
+class SharperHead(CategoricalHead):
+    def forward(self, features):
+        return Categorical(5.0 * self.linear(features))
+
+
+class CautiousPolicy(ActorCritic):
+    """A user's subclass that acts in its own way."""
+
+    def act(self, obs, **arguments):
+        return torch.zeros_like(super().act(obs, **arguments))
+
+
+class TemperedPolicy(ActorCritic):
+    """A user's subclass with a distribution of its own."""
+
+    def distribution(self, obs):
+        distribution = super().distribution(obs)
+        distribution.log_p = torch.log_softmax(distribution.log_p / 5.0, -1)
+        return distribution
+
+
+def unusual_policies():
+    for activation in ("elu", "gelu", "silu"):
+        yield activation, make_policy(PLANE, THREE, PolicyConfig(activation=activation))
+    yield "large", make_policy(PLANE, THREE, PolicyConfig(hidden_sizes=(256, 256)))
+    yield "image", make_policy(IMAGE, THREE, SMALL_CNN)
+    policy = make_policy(PLANE, THREE)
+    policy.actor_body = nn.Sequential(nn.Linear(3, 64), nn.LayerNorm(64))
+    yield "foreign body", policy
+    policy = make_policy(PLANE, THREE)
+    policy.actor_body.append(nn.Dropout(0.5))
+    yield "appended layer", policy
+    policy = make_policy(PLANE, THREE)
+    policy.actor_body.append(nn.Linear(64, 64))
+    yield "two linear layers in a row", policy
+    policy = make_policy(PLANE, THREE)
+    policy.actor_body.insert(0, nn.Tanh())
+    yield "activation first", policy
+    policy = make_policy(PLANE, THREE)
+    policy.action_head = SharperHead(THREE, 64, PolicyConfig(), generator())
+    yield "subclass of a head", policy
+    policy = make_policy(PLANE, THREE)
+    policy.normalizer = nn.LayerNorm(3)
+    yield "foreign normaliser", policy
+    policy = make_policy(PLANE, THREE)
+    policy.actor_body = DoublingMLP(3, (64,), "tanh", generator())
+    yield "subclass of MLP", policy
+    for subclass in (CautiousPolicy, TemperedPolicy):
+        yield subclass.__name__, subclass(PLANE, THREE, PolicyConfig(), generator())
+
+
+@pytest.mark.parametrize(
+    "policy", [pytest.param(policy, id=name) for name, policy in unusual_policies()]
+)
+def test_what_is_no_small_plain_mlp_has_no_snapshot(policy):
+    """A snapshot that computes something else than its policy would collect foreign actions."""
+    assert policy.snapshot() is None

@@ -1,0 +1,461 @@
+"""Collecting in worker processes: the same numbers, and an end to every fault."""
+
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from collecting import collect
+from environments import (
+    CountingEnv,
+    FaultyEnv,
+    WalkEnv,
+    crash,
+    hang,
+    hang_holding_the_gil,
+    hang_ignoring_sigterm,
+    kill,
+    leave,
+    nan_obs,
+    segfault,
+    stop,
+)
+from known_policies import (
+    CountPolicy,
+    SnapshotCountPolicy,
+)
+from processes import children, is_alive, run_script, start_script, wait_until
+
+from ppo.collector import RolloutCollector
+from ppo.errors import (
+    ClosedError,
+    EnvCreationError,
+    EnvError,
+    NonFiniteError,
+    PPOError,
+    SpaceError,
+    WorkerError,
+)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+# Who acts: the workers by themselves, or the parent for all of them.
+ACTING = pytest.mark.parametrize(
+    "policy", [SnapshotCountPolicy(), CountPolicy()], ids=["workers act", "parent acts"]
+)
+SOON = 10.0
+"""Seconds within which a fault must be known, with room for a busy machine."""
+
+
+# --- wrong things at the start
+
+
+def test_workers_refuse_what_one_process_refuses(nothing_left):
+    def broken():
+        raise RuntimeError("no more licences")
+
+    cases = [
+        ([CountingEnv, broken], EnvError, "factory of environment 1 raised RuntimeError"),
+        ([CountingEnv, lambda: 3], TypeError, "environment 1 must return a gymnasium.Env, got int"),
+        ([CountingEnv, WalkEnv], SpaceError, "environment 1 has other spaces than environment 0"),
+        ([CountingEnv, CountingEnv, WalkEnv], SpaceError, "environment 2 has other spaces"),
+        ("CartPoel-v1", EnvCreationError, "unknown environment id"),
+    ]
+    for env, error, message in cases:
+        for num_workers in (0, 1, 2):
+            with pytest.raises(error, match=message):
+                RolloutCollector(env, num_workers=num_workers, seed=0)
+
+
+def test_a_factory_that_cannot_be_sent_is_an_error_that_says_so(nothing_left):
+    lock = threading.Lock()
+    with pytest.raises((TypeError, PPOError), match=r"environments? 1.*(pickle|sent)"):
+        RolloutCollector(
+            [CountingEnv, lambda: CountingEnv(lock)], num_workers=2, start_method="fork"
+        )
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [(leave, "exited with code 7"), (kill, r"killed by SIGKILL .*out-of-memory")],
+)
+def test_a_worker_that_dies_while_starting_is_named(fault, message, nothing_left):
+    def make():
+        fault(None)
+
+    with pytest.raises(WorkerError, match=rf"worker 1 \(environments 1 to 1\).* {message}"):
+        RolloutCollector([CountingEnv, make], num_workers=2, seed=0)
+
+
+def test_a_slow_start_is_no_hang(nothing_left):
+    def make():
+        time.sleep(1.0)
+        return CountingEnv()
+
+    collect([make], (3,), CountPolicy(), num_workers=1, step_timeout=0.4)
+
+
+# --- faults
+
+
+def team(**fault):
+    """Five environments of which the fourth is faulty; with two workers it is in the second."""
+    return [*[CountingEnv] * 3, lambda: FaultyEnv(**fault), CountingEnv]
+
+
+@ACTING
+@pytest.mark.parametrize("fault", [{"step": 3}, {"reset": 1}, {"reset": 2, "length": 4}], ids=str)
+def test_an_error_reads_the_same_wherever_it_happens(policy, fault, nothing_left):
+    messages = []
+    for num_workers in (0, 2):
+        with RolloutCollector(team(fault=crash, **fault), num_workers=num_workers, seed=0) as c:
+            with pytest.raises(EnvError) as caught:
+                c.collect(policy, 9)
+            with pytest.raises(ClosedError, match="the physics exploded"):
+                c.collect(policy, 9)
+        message, _, traceback = str(caught.value).partition("\n")
+        assert "environment 3 raised RuntimeError" in message
+        assert "in crash" in traceback
+        messages.append(message)
+    assert messages[0] == messages[1]
+
+
+@ACTING
+def test_a_non_finite_number_in_a_worker_is_named(policy, nothing_left):
+    with pytest.raises(
+        NonFiniteError, match=r"environment 3 .*non-finite observation at rollout step 2"
+    ):
+        collect(team(fault=nan_obs, step=3), (9,), policy, num_workers=2)
+
+
+class ArrayReward(CountingEnv):
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, [reward, reward], *rest
+
+
+@ACTING
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_an_ill_shaped_answer_of_a_worker_is_an_environment_error(
+    policy, num_workers, nothing_left
+):
+    with pytest.raises(EnvError, match=r"environment \d raised .* in step"):
+        collect(ArrayReward, (4,), policy, num_envs=4, num_workers=num_workers)
+
+
+@ACTING
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (leave, "exited with code 7"),
+        (kill, r"was killed by SIGKILL \(often the kernel's out-of-memory killer\)"),
+        (segfault, "was killed by SIGSEGV"),
+        (lambda env: sys.exit(3), "exited with code 3"),
+        (lambda env: os.kill(os.getpid(), signal.SIGRTMIN + 3), "was killed by"),
+    ],
+    ids=["leave", "kill", "segfault", "sys.exit", "real-time signal"],
+)
+@pytest.mark.parametrize("moment", ["step", "reset"])
+def test_a_worker_that_dies_is_named_at_once(policy, fault, message, moment, nothing_left):
+    begin = time.monotonic()
+    with RolloutCollector(team(fault=fault, **{moment: 1}), num_workers=2, seed=0) as collector:
+        with pytest.raises(WorkerError, match=rf"worker 1 \(environments 3 to 4\).*{message}"):
+            collector.collect(policy, 9)
+        with pytest.raises(ClosedError, match="WorkerError"):
+            collector.collect(policy, 9)
+    assert time.monotonic() - begin < SOON
+
+
+@ACTING
+def test_a_worker_that_is_killed_between_two_rollouts_is_named(policy, nothing_left):
+    before = children()
+    with RolloutCollector(CountingEnv, num_envs=4, num_workers=2, seed=0) as collector:
+        collector.collect(policy, 3)
+        os.kill(max(children() - before), signal.SIGKILL)
+        with pytest.raises(WorkerError, match=r"worker \d .*SIGKILL"):
+            collector.collect(policy, 3)
+
+
+@pytest.mark.parametrize(
+    ("fault", "policy"),
+    [
+        (hang, SnapshotCountPolicy()),
+        (hang, CountPolicy()),
+        (hang_holding_the_gil, SnapshotCountPolicy()),
+        (hang_ignoring_sigterm, CountPolicy()),
+        (stop, SnapshotCountPolicy()),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_a_hang_is_an_error_after_the_timeout_and_its_worker_is_ended(fault, policy, nothing_left):
+    begin = time.monotonic()
+    with pytest.raises(
+        WorkerError,
+        match=r"worker 1 \(environments 3 to 4\) at rollout step 2 .*step_timeout = 1.0",
+    ):
+        collect(team(fault=fault, step=3), (9,), policy, num_workers=2, step_timeout=1.0)
+    assert time.monotonic() - begin < SOON
+
+
+class SlowEnv(CountingEnv):
+    def step(self, action):
+        time.sleep(0.12)
+        return super().step(action)
+
+
+@ACTING
+def test_slow_steps_are_no_hang(policy, nothing_left):
+    """A rollout may take longer than the timeout, as long as it moves on."""
+    (rollout,) = collect(SlowEnv, (12,), policy, num_envs=2, num_workers=2, step_timeout=1.0)
+    assert rollout.num_transitions == 24
+
+
+@ACTING
+def test_many_slow_environments_in_one_worker_are_no_hang(policy, nothing_left):
+    """The timeout is for a step of an environment, not for as many as a worker happens to have."""
+    (rollout,) = collect(SlowEnv, (1,), policy, num_envs=12, num_workers=1, step_timeout=0.7)
+    assert rollout.num_transitions == 12
+
+
+@pytest.mark.parametrize(
+    ("fault", "policy"),
+    [(kill, SnapshotCountPolicy()), (crash, CountPolicy())],
+    ids=["killed while workers act", "raised while parent acts"],
+)
+def test_a_fault_is_not_kept_waiting_by_a_busy_sibling(fault, policy, nothing_left):
+    """The first worker takes a minute; the second is dead. That is known now."""
+    factories = [lambda: FaultyEnv(hang, step=2), lambda: FaultyEnv(fault, step=2)]
+
+    def ring(signum, frame):
+        raise TimeoutError("nobody noticed")
+
+    previous = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, SOON)
+    try:
+        with pytest.raises(PPOError, match=r"worker 1|environment 1"):
+            collect(factories, (5,), policy, num_workers=2)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+# --- the end
+
+
+@ACTING
+def test_an_interrupt_ends_workers_that_hang_and_the_collector_refuses(policy, nothing_left):
+    class Interrupt(Exception):  # noqa: N818
+        pass
+
+    def ring(signum, frame):
+        raise Interrupt
+
+    before = children()
+    previous = signal.signal(signal.SIGALRM, ring)
+    with RolloutCollector(team(fault=hang, step=2), num_workers=2, seed=0) as collector:
+        begin = time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        try:
+            with pytest.raises(Interrupt):
+                collector.collect(policy, 5)
+        finally:
+            signal.signal(signal.SIGALRM, previous)
+        assert time.monotonic() - begin < 0.5 + 4.0
+        assert children() <= before
+        with pytest.raises(ClosedError, match="Interrupt in collect"):
+            collector.collect(policy, 5)
+
+
+class Interrupting(CountPolicy):
+    def __init__(self):
+        self.calls = 0
+
+    def act(self, obs, **arguments):
+        self.calls += 1
+        if self.calls == 3:
+            raise KeyboardInterrupt
+        return super().act(obs, **arguments)
+
+
+def test_an_interrupt_between_two_steps_leaves_nothing_behind(nothing_left):
+    before = children()
+    with RolloutCollector(CountingEnv, num_envs=3, num_workers=2, seed=0) as collector:
+        assert len(children() - before) == 2
+        with pytest.raises(KeyboardInterrupt):
+            collector.collect(Interrupting(), 5)
+        assert children() <= before
+        with pytest.raises(ClosedError, match="KeyboardInterrupt"):
+            collector.collect(CountPolicy(), 5)
+
+
+def test_closing_has_a_deadline_even_if_environments_do_not_close(nothing_left):
+    class Sticky(CountingEnv):
+        def close(self):
+            hang_ignoring_sigterm(self)
+
+    collector = RolloutCollector(Sticky, num_envs=3, num_workers=3, seed=0)
+    collector.collect(CountPolicy(), 2)
+    begin = time.monotonic()
+    collector.close()
+    assert time.monotonic() - begin < 4.0
+    collector.close()
+    with pytest.raises(ClosedError):
+        collector.collect(CountPolicy(), 2)
+
+
+def test_a_signal_handler_of_the_parent_does_not_run_in_a_worker(tmp_path, nothing_left):
+    """A handler that, say, saves a checkpoint on SIGTERM is the parent's business alone."""
+    mark = tmp_path / "handled"
+    previous = signal.signal(signal.SIGTERM, lambda signum, frame: mark.touch())
+    try:
+        with pytest.raises(WorkerError):
+            collect(
+                lambda: FaultyEnv(hang, step=1),
+                (2,),
+                CountPolicy(),
+                num_envs=1,
+                num_workers=1,
+                step_timeout=0.3,
+            )
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert not mark.exists()
+
+
+def test_an_abandoned_collector_ends_its_workers(nothing_left):
+    before = children()
+    collector = RolloutCollector(CountingEnv, num_envs=3, num_workers=2, seed=0)
+    collector.collect(CountPolicy(), 3)
+    assert len(children() - before) == 2
+    del collector
+    assert wait_until(lambda: gc.collect() >= 0 and children() <= before)
+
+
+@ACTING
+def test_shared_memory_has_no_name(policy, nothing_left):
+    before = set(os.listdir("/dev/shm"))
+    with RolloutCollector(CountingEnv, num_envs=3, num_workers=2, seed=0) as collector:
+        collector.collect(policy, 3)
+        mapped = Path("/proc/self/maps").read_text()
+        assert "ppo-rollout (deleted)" in mapped
+        assert not {name for name in os.listdir("/dev/shm") if "ppo" in name} - before
+    del collector
+    gc.collect()
+    assert "ppo-rollout" not in Path("/proc/self/maps").read_text()
+
+
+def test_collecting_longer_and_longer_leaks_no_descriptor():
+    others = children()
+    with RolloutCollector(CountingEnv, num_envs=2, num_workers=2, seed=0) as collector:
+        collector.collect(CountPolicy(), 1)
+        before = len(os.listdir("/proc/self/fd"))
+        workers = {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in children() - others}
+        for num_steps in range(2, 30):
+            collector.collect(CountPolicy(), num_steps)
+        gc.collect()
+        assert len(os.listdir("/proc/self/fd")) <= before
+        for pid, count in workers.items():
+            assert len(os.listdir(f"/proc/{pid}/fd")) <= count + 1
+
+
+def test_opening_and_closing_many_times_leaves_nothing(nothing_left):
+    for cycle in range(20):
+        collect(CountingEnv, (2,), SnapshotCountPolicy(), num_envs=2, num_workers=2, seed=cycle)
+
+
+# --- the end of the whole program
+
+UNCLOSED = """
+import sys
+from environments import CountingEnv, SnapshotCountPolicy
+from processes import children
+from ppo import RolloutCollector
+
+collector = RolloutCollector(CountingEnv, num_envs=3, num_workers=2, seed=0)
+collector.collect(SnapshotCountPolicy(), 3)
+print(*children(), flush=True)
+if sys.argv[1] == "raise":
+    raise RuntimeError("a bug of the user")
+"""
+
+
+@pytest.mark.parametrize(("end", "code"), [("fall off", 0), ("raise", 1)])
+def test_a_program_ends_promptly_and_silently_without_close(tmp_path, end, code):
+    returned, out, err = run_script(tmp_path / "script.py", UNCLOSED, end, seconds=60.0)
+    workers = [int(pid) for pid in out.split()]
+    assert returned == code
+    assert len(workers) == 2
+    assert not any(map(is_alive, workers))
+    if end == "raise":
+        assert err.count("Traceback") == 1
+        assert err.endswith("RuntimeError: a bug of the user\n")
+    else:
+        assert err == ""
+
+
+HANGING = """
+import multiprocessing
+import sys
+import time
+from environments import FaultyEnv, SnapshotCountPolicy, hang, hang_holding_the_gil
+from processes import children
+from ppo import RolloutCollector
+
+faults = [hang, hang_holding_the_gil] if sys.argv[1] == "alone" else [hang, hang]
+collector = RolloutCollector(
+    [lambda fault=fault: FaultyEnv(fault, step=1) for fault in faults], num_workers=2, seed=0
+)
+print(*children(), flush=True)
+if sys.argv[1] == "sibling":
+    multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)).start()
+print(*children(), flush=True)
+collector.collect(SnapshotCountPolicy(), 5)
+"""
+
+
+@pytest.mark.parametrize("company", ["alone", "sibling"])
+def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path, company):
+    """Not while they hang, even with the GIL held or while the parent has other children."""
+    script = start_script(tmp_path / "script.py", HANGING, company)
+    workers = {int(pid) for pid in script.stdout.readline().split()}
+    others = {int(pid) for pid in script.stdout.readline().split()} - workers
+    try:
+        assert len(workers) == 2
+        time.sleep(0.5)  # let the environments begin to hang
+        script.kill()
+        script.wait()
+        assert wait_until(lambda: not any(map(is_alive, workers)), SOON)
+    finally:
+        for pid in filter(is_alive, workers | others):
+            os.kill(pid, signal.SIGKILL)
+        script.communicate()
+
+
+INTERRUPTED = """
+from environments import CountingEnv, FaultyEnv, SnapshotCountPolicy, hang
+from processes import children
+from ppo import RolloutCollector
+
+with RolloutCollector(lambda: FaultyEnv(hang, step=2), num_envs=2, num_workers=2) as collector:
+    print(*children(), flush=True)
+    try:
+        collector.collect(SnapshotCountPolicy(), 5)
+    except KeyboardInterrupt:
+        print("interrupted", *children(), flush=True)
+"""
+
+
+def test_ctrl_c_reaches_the_parent_alone(tmp_path):
+    """A terminal sends SIGINT to the whole group; the workers keep quiet and are ended."""
+    script = start_script(tmp_path / "script.py", INTERRUPTED, start_new_session=True)
+    workers = [int(pid) for pid in script.stdout.readline().split()]
+    assert len(workers) == 2
+    time.sleep(0.5)
+    os.killpg(script.pid, signal.SIGINT)
+    out, err = script.communicate(timeout=60)
+    assert (script.returncode, out, err) == (0, "interrupted\n", "")
+    assert not any(map(is_alive, workers))
