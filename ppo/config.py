@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,11 +12,18 @@ from typing import Any, Literal
 
 import gymnasium
 
-from ppo.config_parsing import NearestError, parse_dataclass, parse_override, read_yaml, write_yaml
+from ppo.config_parsing import (
+    NearestError,
+    check_fields,
+    parse_dataclass,
+    parse_override,
+    read_yaml,
+    write_yaml,
+)
 from ppo.envs import Env, EnvFactory, make_env
 from ppo.errors import ConfigError
 from ppo.policies.options import PolicyConfig
-from ppo.schedules import Constant, Linear, Schedule, as_schedule
+from ppo.schedules import Constant, Linear, Schedule
 
 __all__ = ["PPOConfig", "tuned_names"]
 
@@ -88,15 +96,7 @@ class PPOConfig:
     policy: PolicyConfig = PolicyConfig()
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "clip_range", "entropy_coef"):
-            try:
-                object.__setattr__(self, name, as_schedule(getattr(self, name)))
-            except (TypeError, ValueError) as error:
-                raise ConfigError(f"{name}: {error}") from error
-        object.__setattr__(self, "env_kwargs", dict(self.env_kwargs))
-        object.__setattr__(self, "wrappers", tuple(self.wrappers))
-        if isinstance(self.policy, Mapping):
-            object.__setattr__(self, "policy", parse_dataclass(PolicyConfig, self.policy))
+        check_fields(self)
         for name in ("num_envs", "num_steps", "num_epochs", "minibatch_size"):
             _check(self, name, getattr(self, name) >= 1, "at least 1")
         _check(self, "num_workers", self.num_workers >= 0, "0 (this process) or more")
@@ -108,12 +108,11 @@ class PPOConfig:
         for name in ("value_clip_range", "target_kl"):
             value = getattr(self, name)
             _check(self, name, value is None or value > 0.0, "positive, or None for off")
-        _check(self, "value_coef", self.value_coef >= 0.0, "0 or more")
-        for name, low in (("learning_rate", 0.0), ("clip_range", 0.0)):
+        for name in ("value_coef", "adam_eps"):
+            _check(self, name, 0.0 <= getattr(self, name) < math.inf, "0 or more, and finite")
+        for name in ("learning_rate", "clip_range"):
             schedule = getattr(self, name)
-            _check(self, name, min(schedule(0.0), schedule(1.0)) >= low, "0 or more")
-        choices = ("rollout", "minibatch", "none")
-        _check(self, "normalize_advantages", self.normalize_advantages in choices, str(choices))
+            _check(self, name, min(schedule(0.0), schedule(1.0)) >= 0.0, "0 or more")
         for entry in self.wrappers:
             _wrapper(entry)
 
@@ -207,7 +206,9 @@ class PPOConfig:
 
 def _check(config: PPOConfig, name: str, ok: bool, wanted: str) -> None:
     if not ok:
-        raise ConfigError(f"{name} must be {wanted}, got {getattr(config, name)}")
+        value = getattr(config, name)
+        value = value.to_plain() if isinstance(value, Schedule) else value
+        raise ConfigError(f"{name} must be {wanted}, got {value}")
 
 
 def _plain(value: Any) -> Any:
@@ -228,7 +229,8 @@ def _wrapper(entry: Any) -> tuple[str, dict[str, Any]]:
     if not isinstance(kwargs, Mapping):
         raise ConfigError(f"wrappers: {name} needs {{argument: value}}, got {kwargs!r}")
     if name not in known:
-        raise NearestError(str(name), known, what="wrappers: gymnasium wrapper")
+        unknown = NearestError(str(name), known, what="gymnasium wrapper")
+        raise ConfigError(f"wrappers: {unknown}")
     return str(name), dict(kwargs)
 
 

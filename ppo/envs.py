@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import importlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, cast
@@ -52,6 +54,7 @@ def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> Env:
     Raises:
         EnvCreationError: Unknown id, wrong arguments or a missing dependency.
     """
+    _check_id(env_id)
     try:
         return gymnasium.make(env_id, disable_env_checker=True, **(kwargs or {}))
     except gymnasium.error.DependencyNotInstalled as error:
@@ -61,11 +64,8 @@ def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> Env:
         raise EnvCreationError(
             f"environment {env_id!r} needs a package that is not installed ({error}); {remedy}"
         ) from error
-    except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        raise EnvCreationError(
-            f"environment {env_id!r} cannot be made: {error} "
-            "(an id must be registered with Gymnasium; 'module:Id-v0' imports a module first)"
-        ) from error
+    except gymnasium.error.Error as error:
+        raise EnvCreationError(f"environment {env_id!r} cannot be made: {error}") from error
     except TypeError as error:
         raise EnvCreationError(
             f"environment {env_id!r} does not take the arguments {dict(kwargs or {})}: {error}"
@@ -97,7 +97,8 @@ def resolve_env(
     if env_kwargs and not isinstance(env, str):
         raise ValueError(f"env_kwargs are for environment ids, got an env of type {type(env)}")
     if isinstance(env, str):
-        return EnvSource((functools.partial(_checked_id(env), env, env_kwargs),) * num_envs)
+        _check_id(env)  # a typo is an error here and not in a worker
+        return EnvSource((functools.partial(make_env, env, env_kwargs),) * num_envs)
     if isinstance(env, VectorEnv):
         return EnvSource(vector=env, autoreset_mode=_autoreset_mode(env, autoreset_mode))
     if isinstance(env, gymnasium.Env):
@@ -114,16 +115,17 @@ def resolve_env(
     )
 
 
-def _checked_id(env_id: str) -> Callable[..., Env]:
-    """Look the id up here, so that a typo is an error at the door and not in a worker."""
+def _check_id(env_id: str) -> None:
+    """Raise `EnvCreationError` for an id that is not registered."""
+    remedy = "an id must be registered with Gymnasium; 'module:Id-v0' imports a module first"
+    if env_id.startswith("ALE/"):
+        remedy = "for Atari install the extra: pip install 'ppo-gae[atari]'"
+        with contextlib.suppress(ImportError):
+            gymnasium.register_envs(importlib.import_module("ale_py"))
     try:
         gymnasium.spec(env_id)
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        raise EnvCreationError(
-            f"unknown environment id {env_id!r}: {error} "
-            "(an id must be registered with Gymnasium; 'module:Id-v0' imports a module first)"
-        ) from error
-    return make_env
+        raise EnvCreationError(f"unknown environment id {env_id!r}: {error} ({remedy})") from error
 
 
 def _from_instance(env: Env, num_envs: int) -> EnvSource:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ppo._checks import check_positive_integer
 from ppo.collector import open_columns
 from ppo.collector.buffers import Buffers, Layout
 from ppo.collector.streams import NOISE, POLICY, stream
@@ -80,6 +81,7 @@ def evaluate(
 
     Raises:
         ValueError: `episodes` is below 1.
+        TypeError: `episodes` is no integer.
         PPOError: As for `RolloutCollector`.
 
     Example:
@@ -90,8 +92,7 @@ def evaluate(
         >>> len(result.episode_returns)
         4
     """
-    if episodes < 1:
-        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    check_positive_integer("episodes", episodes)
     root = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
     source = resolve_env(
         env, min(num_envs, episodes), env_kwargs=env_kwargs, autoreset_mode=autoreset_mode

@@ -14,7 +14,7 @@ from ppo.runs import RunFolder, target_return
 __all__ = ["plot_runs"]
 
 # Settings that do not make two runs different experiments.
-_NEUTRAL = {"num_workers"}
+_NEUTRAL = {"num_workers", "target_return"}
 _POINTS = 400  # of a curve
 _WINDOW = 0.05  # of a run: what a point of its curve is the mean of ...
 _LEAST = 10  # ... but not of fewer episodes

@@ -30,6 +30,7 @@ from torch import nn
 
 from ppo.advantages import gae
 from ppo.collector import RolloutCollector
+from ppo.collector.streams import EPISODES, NOISE, POLICY, stream
 from ppo.policies import PolicyConfig, make_policy
 from ppo.rollout import Episode
 
@@ -337,6 +338,18 @@ def test_neighbouring_seeds_and_environments_share_no_stream():
         rows += [tuple(row) for row in rollout.obs[0].tolist()]
         actions += rollout.actions[0].flatten().tolist()
     assert len(set(rows)) == len(set(actions)) == 20
+
+
+def test_no_two_streams_share_their_numbers():
+    roots = [np.random.SeedSequence(seed) for seed in range(4)]
+    roots += roots[0].spawn(3)
+    draws = {
+        int(stream(root, purpose, index).integers(2**63))
+        for root in roots
+        for purpose in (EPISODES, NOISE, POLICY)
+        for index in range(50)
+    }
+    assert len(draws) == 7 * 3 * 50
 
 
 def test_noise_of_neighbouring_steps_and_environments_is_uncorrelated():

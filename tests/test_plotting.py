@@ -109,12 +109,13 @@ def test_seeds_are_compared_only_where_all_of_them_have_been(tmp_path, drawn):
     assert steps[-1] == 500
 
 
-def test_the_number_of_workers_makes_no_other_experiment(tmp_path, drawn):
+def test_workers_and_target_make_no_other_experiment(tmp_path, drawn):
     lines, _ = drawn
-    configs = [CONFIG, CONFIG.replace(num_workers=2)]
+    configs = [CONFIG, CONFIG.replace(num_workers=2), CONFIG.replace(target_return=400.0)]
     runs = [make_run(tmp_path, [1.0] * 5, config) for config in configs]
     plot_runs(runs, tmp_path / "curves.png")
-    assert len(lines) == 1
+    (label,) = lines
+    assert "3 runs" in label
 
 
 def test_configurations_are_told_apart_by_the_settings_that_differ(tmp_path, drawn):
@@ -148,12 +149,16 @@ def test_labels_that_would_be_too_long_or_the_same_are_folder_names(tmp_path, dr
     assert set(lines) == {run.path.name for run in runs}
 
 
-def test_the_reward_threshold_is_drawn_where_there_is_one(tmp_path, monkeypatch):
+def test_the_target_return_is_drawn_where_there_is_one(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(Axes, "axhline", lambda self, y, **kwargs: drawn.append(y))
     plot_runs([make_run(tmp_path, [1.0])], tmp_path / "a.png")
-    plot_runs([make_run(tmp_path, [1.0], PPOConfig.tuned("pendulum"))], tmp_path / "b.png")
-    assert drawn == [475.0]
+    pendulum = PPOConfig(env="Pendulum-v1")
+    plot_runs([make_run(tmp_path, [1.0], pendulum)], tmp_path / "b.png")
+    plot_runs(
+        [make_run(tmp_path, [1.0], pendulum.replace(target_return=-200.0))], tmp_path / "c.png"
+    )
+    assert drawn == [475.0, -200.0]
 
 
 def test_a_run_without_an_episode_cannot_be_drawn(tmp_path):

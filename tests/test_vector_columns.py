@@ -128,6 +128,25 @@ def test_reset_rows_count_nowhere():
     env.close()
 
 
+def test_what_is_paid_or_said_on_a_reset_row_is_counted_nowhere():
+    env = SyncVectorEnv([lambda: CountingEnv(3, "terminated")])
+    step = env.step
+
+    def paying(actions):
+        resetting = env._autoreset_envs.copy()
+        obs, rewards, terminated, *rest = step(actions)
+        return obs, rewards + 50.0 * resetting, terminated | resetting, *rest
+
+    env.step = paying
+    (rollout,) = collect(env, (12,), CountPolicy())
+    assert rollout.rewards[~rollout.valid].tolist() == [0.0] * 3
+    assert not rollout.terminated[~rollout.valid].any()
+    paid = rollout.rewards[:, 0].reshape(3, 4).sum(1).tolist()
+    assert [episode.episode_return for episode in rollout.episodes] == paid
+    assert [episode.episode_length for episode in rollout.episodes] == [3, 3, 3]
+    env.close()
+
+
 def test_a_pending_reset_is_remembered_by_the_next_rollout():
     env = SyncVectorEnv([lambda: CountingEnv(3, "terminated"), lambda: CountingEnv(4, "truncated")])
     first, second = collect(env, (3, 3), CountPolicy())

@@ -24,10 +24,7 @@ from environments import (
     segfault,
     stop,
 )
-from known_policies import (
-    CountPolicy,
-    SnapshotCountPolicy,
-)
+from known_policies import CountPolicy, SnapshotCountPolicy
 from processes import children, is_alive, run_script, start_script, wait_until
 
 from ppo.collector import RolloutCollector
@@ -371,7 +368,8 @@ def test_opening_and_closing_many_times_leaves_nothing(nothing_left):
 
 UNCLOSED = """
 import sys
-from environments import CountingEnv, SnapshotCountPolicy
+from environments import CountingEnv
+from known_policies import SnapshotCountPolicy
 from processes import children
 from ppo import RolloutCollector
 
@@ -401,7 +399,8 @@ HANGING = """
 import multiprocessing
 import sys
 import time
-from environments import FaultyEnv, SnapshotCountPolicy, hang, hang_holding_the_gil
+from environments import FaultyEnv, hang, hang_holding_the_gil
+from known_policies import SnapshotCountPolicy
 from processes import children
 from ppo import RolloutCollector
 
@@ -420,23 +419,26 @@ collector.collect(SnapshotCountPolicy(), 5)
 @pytest.mark.parametrize("company", ["alone", "sibling"])
 def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path, company):
     """Not while they hang, even with the GIL held or while the parent has other children."""
+    workers, others = set(), set()
     script = start_script(tmp_path / "script.py", HANGING, company)
-    workers = {int(pid) for pid in script.stdout.readline().split()}
-    others = {int(pid) for pid in script.stdout.readline().split()} - workers
     try:
+        workers |= {int(pid) for pid in script.stdout.readline().split()}
+        others |= {int(pid) for pid in script.stdout.readline().split()} - workers
         assert len(workers) == 2
         time.sleep(0.5)  # let the environments begin to hang
         script.kill()
         script.wait()
         assert wait_until(lambda: not any(map(is_alive, workers)), SOON)
     finally:
+        script.kill()
         for pid in filter(is_alive, workers | others):
             os.kill(pid, signal.SIGKILL)
         script.communicate()
 
 
 INTERRUPTED = """
-from environments import CountingEnv, FaultyEnv, SnapshotCountPolicy, hang
+from environments import FaultyEnv, hang
+from known_policies import SnapshotCountPolicy
 from processes import children
 from ppo import RolloutCollector
 

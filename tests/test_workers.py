@@ -199,7 +199,7 @@ def test_a_collector_outlives_the_thread_that_made_it(nothing_left):
     made = []
 
     def run():
-        made.append(RolloutCollector(CountingEnv, num_envs=3, num_workers=2, seed=3))
+        made.append(RolloutCollector(CountingEnv, num_envs=3, num_workers=2, seed=0))
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -212,7 +212,7 @@ def test_a_collector_outlives_the_thread_that_made_it(nothing_left):
 def test_two_collectors_live_side_by_side(nothing_left):
     (expected,) = collect(CountingEnv, (6,), CountPolicy(), num_envs=2)
     first, second = (
-        RolloutCollector(CountingEnv, num_envs=2, num_workers=2, seed=3) for _ in range(2)
+        RolloutCollector(CountingEnv, num_envs=2, num_workers=2, seed=0) for _ in range(2)
     )
     rollout = first.collect(CountPolicy(), 6)
     first.close()

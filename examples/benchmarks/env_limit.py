@@ -1,7 +1,8 @@
 """How fast environments step when nobody asks what to do: `python env_limit.py ENV NUM SECONDS`.
 
-Actions are drawn beforehand. Prints `ready`, waits for a line, steps for so many seconds, and prints
-the steps per second: several of these, told to go at once, are the limit of as many processes.
+Actions are drawn beforehand. Prints `ready`, waits for a line, steps for so many seconds, and
+prints the steps per second: of several of these, told to go at once, the sum is what as many
+processes can do.
 """
 
 import sys

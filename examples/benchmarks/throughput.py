@@ -54,7 +54,9 @@ def parse_arguments():
     parser.add_argument("--out", type=Path, help="JSON file; the tables go to .md beside it")
     args = parser.parse_args()
     if args.quick:
-        args.repetitions, args.updates, args.skip, args.episodes = 1, 2, 1, 1
+        args.repetitions, args.episodes = 1, 1
+        args.updates = args.updates or 2
+        args.skip = 1 if args.skip is None else args.skip
     available = WHOLE if args.wall else STEADY
     args.workloads = args.workloads or list(available)
     if not set(args.workloads) <= set(available):

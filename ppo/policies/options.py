@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
+from ppo.config_parsing import check_fields
 from ppo.errors import ConfigError
 from ppo.policies.bodies import ACTIVATIONS
 
@@ -55,7 +57,7 @@ class PolicyConfig:
     observation_clip: float = 10.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
+        check_fields(self)
         if any(size < 1 for size in self.hidden_sizes):
             raise ConfigError(f"hidden_sizes must be positive integers, got {self.hidden_sizes}")
         if self.activation not in ACTIVATIONS:
@@ -69,8 +71,8 @@ class PolicyConfig:
                 f"distribution={self.distribution!r} is not available yet; use 'gaussian'"
             )
         for name in ("cnn_features", "memory_size", "output_gain", "observation_clip"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be positive and finite, got {getattr(self, name)}")
         if not self.log_std_min <= self.log_std_init <= self.log_std_max:
             raise ConfigError(
                 f"log_std_init must lie in [log_std_min, log_std_max] = "

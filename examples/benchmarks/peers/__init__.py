@@ -16,6 +16,8 @@ OURS = {
 OTHERS = {
     "sb3": ("peers.sb3", {}),
     "skrl": ("peers.skrl_agent", {}),
+    "rsl_rl": ("peers.rsl_rl_runner", {}),
+    "tianshou": ("peers.tianshou_agent", {}),
     "plain-torch": ("peers.plain_torch", {}),
     "plain-torch-compiled": ("peers.plain_torch", {"compiled": True}),
 }
@@ -23,5 +25,5 @@ OTHERS = {
 PEERS = OURS | OTHERS
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """The library has no way to do what the workload asks for."""

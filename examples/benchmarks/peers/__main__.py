@@ -6,14 +6,14 @@ import json
 import time
 from pathlib import Path
 
-from peers import PEERS, Unsupported
+import gymnasium
 from workloads import WORKLOADS
+
+from peers import PEERS, UnsupportedError
 
 
 def mean_return(act, env_id, episodes):
     """Mean undiscounted return of some episodes played with `act`."""
-    import gymnasium
-
     env = gymnasium.make(env_id)
     total = 0.0
     for episode in range(episodes):
@@ -38,7 +38,7 @@ def run(peer, workload, num_updates, seed, episodes):
         )
     except ModuleNotFoundError as error:
         return {"skipped": f"not installed ({error})"}
-    except Unsupported as reason:
+    except UnsupportedError as reason:
         return {"skipped": str(reason)}
     epoch = time.time() - time.perf_counter()
     result = {"trained": time.time(), "updates": [epoch + tick for tick in ticks]}

@@ -12,7 +12,7 @@ from skrl.trainers.torch import SequentialTrainer
 from skrl.utils import set_seed
 from torch import nn
 
-from peers import Unsupported
+from peers import UnsupportedError
 
 
 def mlp(num_inputs, width, num_outputs):
@@ -58,7 +58,7 @@ class Value(DeterministicMixin, Model):
 
 def train(workload, num_updates, seed, tick):
     if workload.decay:
-        raise Unsupported("no schedule of the clip range")
+        raise UnsupportedError("no schedule of the clip range")
 
     class Timed(PPO):
         def update(self, *, timestep, timesteps):
