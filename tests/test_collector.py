@@ -368,7 +368,9 @@ def global_randomness():
     )
 
 
-@pytest.mark.parametrize("config", [PolicyConfig(), PolicyConfig(activation="elu")], ids=str)
+@pytest.mark.parametrize(
+    "config", [PolicyConfig(), PolicyConfig(activation="elu")], ids=["numpy", "torch"]
+)
 def test_collecting_neither_reads_nor_moves_a_global_generator(config):
     rollouts = []
     for seed in (1, 2):

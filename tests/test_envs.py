@@ -66,7 +66,7 @@ def test_a_wrong_id_is_an_error_at_the_door(env_id):
 
 @pytest.mark.parametrize("env_id", ["CartPoel-v1", "no_such_module:Env-v0"])
 def test_a_wrong_id_cannot_be_made(env_id):
-    with pytest.raises(EnvCreationError, match=f"'{env_id}' cannot be made.*registered"):
+    with pytest.raises(EnvCreationError, match=f"'{env_id}'.*registered"):
         make_env(env_id)
 
 

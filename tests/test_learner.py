@@ -167,6 +167,12 @@ def gradient_cases(draw):
     return policy, make_batch(policy, rows, draw(seeds), log_ratios, num_inputs), weights
 
 
+def blur(policy):
+    """By how much a narrow Gaussian magnifies the rounding of its mean."""
+    log_std = getattr(policy.action_head, "log_std", torch.zeros(1))
+    return max(1.0, 0.1 * float(log_std.clamp(min=-5.0).min().neg().exp()))
+
+
 @settings(max_examples=150, deadline=None)
 @given(gradient_cases())
 def test_the_closed_form_is_the_gradient_of_the_loss(case):
@@ -180,7 +186,7 @@ def test_the_closed_form_is_the_gradient_of_the_loss(case):
     metrics = closed(closed.prepare(batch), weights)
     torch.testing.assert_close(metrics, wanted_metrics, rtol=1e-5, atol=1e-5, check_dtype=False)
     for ours, theirs in zip(optimizer.gradients, wanted, strict=True):
-        assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-7
+        assert (ours - theirs).norm() <= 1e-5 * blur(policy) * theirs.norm() + 1e-7
 
 
 @settings(max_examples=30, deadline=None)
@@ -198,7 +204,7 @@ def test_both_gradients_are_that_of_the_loss_in_double_precision(case):
     EagerGradient(reference, exact)(doubled, weights)
     double = torch.cat(exact.gradients)
     # A log-probability of -50 is known to 4e-6 only, and the ratio with it.
-    assert (single - double).norm() <= 1e-3 * double.norm() + 1e-6
+    assert (single - double).norm() <= 1e-3 * blur(policy) * double.norm() + 1e-6
 
 
 class Float64(nn.Module):

@@ -43,7 +43,7 @@ SOON = 10.0
         (WalkEnv, PolicyConfig(normalize_observations=False)),
         (ImageEnv, PolicyConfig(hidden_sizes=(), cnn_features=8)),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", ""),
 )
 def test_rollouts_are_bitwise_the_same_for_every_number_of_workers(env, policy):
     horizons = (3, 40, 1, 12)

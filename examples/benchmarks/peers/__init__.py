@@ -18,6 +18,7 @@ OTHERS = {
     "skrl": ("peers.skrl_agent", {}),
     "rsl_rl": ("peers.rsl_rl_runner", {}),
     "tianshou": ("peers.tianshou_agent", {}),
+    "torchrl": ("peers.torchrl_loop", {}),
     "plain-torch": ("peers.plain_torch", {}),
     "plain-torch-compiled": ("peers.plain_torch", {"compiled": True}),
 }

@@ -1,4 +1,4 @@
-"""rsl_rl. It has Gaussian actions only, and Adam's epsilon is 1e-8; rewards are scaled around it."""
+"""rsl_rl. It has Gaussian actions only and Adam's usual epsilon; rewards are scaled around it."""
 
 import gymnasium
 import numpy as np

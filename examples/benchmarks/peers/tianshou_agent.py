@@ -39,9 +39,7 @@ def train(workload, num_updates, seed, tick):
     sizes = (workload.hidden_size, workload.hidden_size)
 
     def body():
-        return Net(
-            state_shape=observation_space.shape, hidden_sizes=sizes, activation=nn.Tanh
-        )
+        return Net(state_shape=observation_space.shape, hidden_sizes=sizes, activation=nn.Tanh)
 
     if discrete:
         actor = DiscreteActor(
