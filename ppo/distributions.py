@@ -55,7 +55,9 @@ class Categorical:
     """
 
     def __init__(self, logits: Tensor) -> None:
-        self.log_p = torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, -1)
+        log_p = torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, -1)
+        # The difference of two finite logits may overflow, and 0 * -inf is NaN.
+        self.log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)
 
     @staticmethod
     def draw_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 import gymnasium
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from ppo._checks import check_positive_integer
 from ppo.errors import EnvCreationError
 
 __all__ = ["Env", "EnvFactory", "EnvLike", "EnvSource", "make_env", "resolve_env"]
@@ -44,19 +46,21 @@ class EnvSource:
     autoreset_mode: AutoresetMode | None = None
 
 
-def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> Env:
+def make_env(env: str | EnvSpec, kwargs: Mapping[str, Any] | None = None) -> Env:
     """Make a registered environment; errors say what is missing and how to get it.
 
     Args:
-        env_id: A Gymnasium id, optionally `module:Id-v0`.
+        env: A Gymnasium id, optionally `module:Id-v0`, or a spec.
         kwargs: Passed to `gymnasium.make`.
 
     Raises:
         EnvCreationError: Unknown id, wrong arguments or a missing dependency.
     """
-    _check_id(env_id)
+    env_id = env if isinstance(env, str) else env.id
+    if isinstance(env, str):
+        _find(env)
     try:
-        return gymnasium.make(env_id, disable_env_checker=True, **(kwargs or {}))
+        return gymnasium.make(env, disable_env_checker=True, **(kwargs or {}))
     except gymnasium.error.DependencyNotInstalled as error:
         text = str(error).lower()
         extra = next((extra for word, extra in _EXTRAS.items() if word in text), None)
@@ -92,13 +96,12 @@ def resolve_env(
         ValueError: `num_envs` is below 1 or contradicts the number of factories.
         EnvCreationError: The id is unknown, or a vector environment does not say how it resets.
     """
-    if num_envs < 1:
-        raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+    check_positive_integer("num_envs", num_envs)
     if env_kwargs and not isinstance(env, str):
         raise ValueError(f"env_kwargs are for environment ids, got an env of type {type(env)}")
     if isinstance(env, str):
-        _check_id(env)  # a typo is an error here and not in a worker
-        return EnvSource((functools.partial(make_env, env, env_kwargs),) * num_envs)
+        # A typo is an error here and not in a worker, and a worker need not know the id.
+        return EnvSource((functools.partial(make_env, _find(env), env_kwargs),) * num_envs)
     if isinstance(env, VectorEnv):
         return EnvSource(vector=env, autoreset_mode=_autoreset_mode(env, autoreset_mode))
     if isinstance(env, gymnasium.Env):
@@ -115,15 +118,15 @@ def resolve_env(
     )
 
 
-def _check_id(env_id: str) -> None:
-    """Raise `EnvCreationError` for an id that is not registered."""
+def _find(env_id: str) -> EnvSpec:
+    """Spec of a registered id; `EnvCreationError` for another."""
     remedy = "an id must be registered with Gymnasium; 'module:Id-v0' imports a module first"
     if env_id.startswith("ALE/"):
         remedy = "for Atari install the extra: pip install 'ppo-gae[atari]'"
         with contextlib.suppress(ImportError):
             gymnasium.register_envs(importlib.import_module("ale_py"))
     try:
-        gymnasium.spec(env_id)
+        return gymnasium.spec(env_id)
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         raise EnvCreationError(f"unknown environment id {env_id!r}: {error} ({remedy})") from error
 
@@ -145,12 +148,21 @@ def _from_instance(env: Env, num_envs: int) -> EnvSource:
 def _autoreset_mode(
     env: VectorEnv[Any, Any, Any], given: AutoresetMode | str | None
 ) -> AutoresetMode:
-    mode = env.metadata.get("autoreset_mode", given)
-    if mode is None:
+    said = env.metadata.get("autoreset_mode")
+    if said is None and given is None:
         raise EnvCreationError(
             f"{env} does not say in metadata['autoreset_mode'] how it resets; "
             "pass autoreset_mode='next_step', 'same_step' or 'disabled'"
         )
+    modes = [_known_mode(mode) for mode in (said, given) if mode is not None]
+    if len(set(modes)) > 1:
+        raise EnvCreationError(
+            f"autoreset_mode is {given!r}, but {env} says {said!r}; leave the argument out"
+        )
+    return modes[0]
+
+
+def _known_mode(mode: AutoresetMode | str) -> AutoresetMode:
     name = str(mode.value if isinstance(mode, AutoresetMode) else mode).replace("_", "").lower()
     for known in AutoresetMode:
         if known.value.lower() == name:

@@ -45,12 +45,11 @@ class Batch:
         self._fields = fields
 
     def __getattr__(self, name: str) -> Tensor:
-        try:
-            return self.__dict__["_fields"][name]  # type: ignore[no-any-return]
-        except KeyError:
-            raise AttributeError(
-                f"this Batch has no field {name!r}; it has {sorted(self.__dict__['_fields'])}"
-            ) from None
+        # Copying and unpickling look attributes up before there are any fields.
+        fields: dict[str, Tensor] = self.__dict__.get("_fields", {})
+        if name not in fields:
+            raise AttributeError(f"this Batch has no field {name!r}; it has {sorted(fields)}")
+        return fields[name]
 
     def __len__(self) -> int:
         return len(next(iter(self._fields.values())))
@@ -92,6 +91,8 @@ class Batch:
         if minibatch_size < 1:
             raise ValueError(f"minibatch_size must be at least 1, got {minibatch_size}")
         rows = len(self)
+        if rows == 0:
+            return
         count = -(-rows // minibatch_size)
         device = next(iter(self._fields.values())).device
         order = torch.randperm(rows, generator=generator).to(device)

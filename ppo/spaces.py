@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -24,6 +25,8 @@ __all__ = [
 ]
 
 Space = gymnasium.Space[Any]
+
+_MOST_ELEMENTS = 2**26  # of one observation; a damaged file must not fill the memory
 
 
 def is_image(space: Space) -> bool:
@@ -117,7 +120,12 @@ def _json_number(value: Any) -> Any:
 def space_to_dict(space: Space) -> dict[str, Any]:
     """Describe a supported space in plain JSON values; inverse of `space_from_dict`."""
     if isinstance(space, spaces.Discrete):
-        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+        return {
+            "type": "Discrete",
+            "n": int(space.n),
+            "start": int(space.start),
+            "dtype": str(space.dtype),
+        }
     if isinstance(space, spaces.Box):
         return {
             "type": "Box",
@@ -133,15 +141,26 @@ def space_from_dict(data: Mapping[str, Any]) -> Space:
     """Rebuild a space from `space_to_dict`; `SpaceError` if the description makes no sense."""
     try:
         if data["type"] == "Discrete":
-            return spaces.Discrete(int(data["n"]), start=int(data["start"]))
+            kind = np.dtype(data.get("dtype", "int64")).type
+            return spaces.Discrete(int(data["n"]), start=int(data["start"]), dtype=kind)
         if data["type"] == "Box":
             dtype = np.dtype(data["dtype"])
             shape = tuple(int(size) for size in data["shape"])
+            if math.prod(shape) > _MOST_ELEMENTS:
+                raise ValueError(f"a Box of {math.prod(shape)} elements is beyond reason")
             low, high = (
                 np.broadcast_to(np.asarray(data[key], dtype=np.float64), shape).astype(dtype)
                 for key in ("low", "high")
             )
             return spaces.Box(low, high, shape, dtype.type)
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
+        AssertionError,
+    ) as error:
         raise SpaceError(f"damaged description of a space: {error}") from error
     raise SpaceError(f"unknown type of space in a description: {data['type']!r}")

@@ -170,7 +170,7 @@ def gradient_cases(draw):
 def blur(policy):
     """By how much a narrow Gaussian magnifies the rounding of its mean."""
     log_std = getattr(policy.action_head, "log_std", torch.zeros(1))
-    return max(1.0, 0.1 * float(log_std.clamp(min=-5.0).min().neg().exp()))
+    return max(1.0, 0.1 * log_std.detach().clamp(min=-5.0).min().neg().exp().item())
 
 
 @settings(max_examples=150, deadline=None)
@@ -186,7 +186,8 @@ def test_the_closed_form_is_the_gradient_of_the_loss(case):
     metrics = closed(closed.prepare(batch), weights)
     torch.testing.assert_close(metrics, wanted_metrics, rtol=1e-5, atol=1e-5, check_dtype=False)
     for ours, theirs in zip(optimizer.gradients, wanted, strict=True):
-        assert (ours - theirs).norm() <= 1e-5 * blur(policy) * theirs.norm() + 1e-7
+        # 1e-6 where nothing cancels; rows, and policy and entropy, may.
+        assert (ours - theirs).norm() <= 5e-5 * blur(policy) * theirs.norm() + 1e-6
 
 
 @settings(max_examples=30, deadline=None)

@@ -42,19 +42,21 @@ def global_randomness():
 
 
 small_policies = st.builds(
-    lambda sizes, activation, normalize, shared, obs_shape, action_space: make_policy(
+    lambda sizes, activation, normalize, clip, shared, obs_shape, action_space: make_policy(
         spaces.Box(-1.0, 1.0, obs_shape, np.float32),
         action_space,
         PolicyConfig(
             hidden_sizes=sizes,
             activation=activation,
             normalize_observations=normalize,
+            observation_clip=clip,
             shared=shared,
         ),
     ),
     st.lists(st.sampled_from([1, 8, 32]), max_size=3).map(tuple),
     st.sampled_from(["tanh", "relu"]),
     st.booleans(),
+    st.sampled_from([10.0, 1.0]),
     st.booleans(),
     st.sampled_from([(1,), (3,), (2, 3)]),
     st.sampled_from([THREE, spaces.Discrete(1), PAIR, spaces.Box(-1, 1, (2, 2), np.float32)]),

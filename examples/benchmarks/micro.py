@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from peers import plain_torch
 from peers.ppo_agent import make_config
-from results import Row, report
+from results import Row, markdown, save
 from workloads import STEADY
 
 from ppo import Batch, RolloutCollector, gae, make_policy, normalize
@@ -300,9 +300,13 @@ def main():
     if args.threads:
         torch.set_num_threads(args.threads)
         os.environ["OMP_NUM_THREADS"] = str(args.threads)  # for the processes started here
-    rows = [row for table in args.tables for row in TABLES[table](args)]
     settings = {"repetitions": args.repetitions, "threads": args.threads, "quick": args.quick}
-    report("micro", settings, rows, args.out)
+    rows = []
+    for table in args.tables:
+        own_rows = TABLES[table](args)
+        print(markdown(own_rows))
+        rows += own_rows
+        save("micro", settings, rows, args.out)
 
 
 if __name__ == "__main__":

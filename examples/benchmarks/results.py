@@ -8,7 +8,17 @@ import platform
 import statistics
 from importlib import metadata
 
-PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "stable-baselines3", "skrl")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "gymnasium",
+    "mujoco",
+    "stable-baselines3",
+    "skrl",
+    "rsl-rl-lib",
+    "tianshou",
+    "torchrl",
+)
 
 
 @dataclasses.dataclass
@@ -55,14 +65,11 @@ def machine():
     }
 
 
-def report(benchmark, settings, rows, out=None):
-    """Print the tables; with a path, write them beside the JSON file."""
-    facts = machine()
-    described = ", ".join(f"{key} {value}" for key, value in facts.items())
-    text = f"{described}; {settings['repetitions']} repetitions.\n\n" + markdown(rows)
-    print(text)
+def save(benchmark, settings, rows, out):
+    """Write a JSON file, and the tables beside it; without a path, nothing."""
     if out is None:
         return
+    facts = machine()
     document = {
         "benchmark": benchmark,
         "machine": facts,
@@ -71,7 +78,8 @@ def report(benchmark, settings, rows, out=None):
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(text, encoding="utf-8")
+    described = ", ".join(f"{key} {value}" for key, value in (facts | settings).items())
+    out.with_suffix(".md").write_text(f"{described}\n\n{markdown(rows)}", encoding="utf-8")
 
 
 def markdown(rows):

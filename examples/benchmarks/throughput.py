@@ -18,11 +18,12 @@ import time
 from pathlib import Path
 
 from peers import OTHERS, OURS
-from results import Row, report
+from results import Row, markdown, save
 from workloads import STEADY, WHOLE, WORKLOADS
 
 HERE = Path(__file__).parent
 REFERENCE = "sb3"
+USUAL = ["sb3", "skrl", "plain-torch", "plain-torch-compiled"]
 
 
 def parse_arguments():
@@ -41,9 +42,21 @@ def parse_arguments():
 
         return read
 
-    parser.add_argument("--peers", type=names(OTHERS), default=list(OTHERS), help="a,b,...")
-    parser.add_argument("--ours", type=names(OURS), default=list(OURS), help="variants: a,b,...")
-    parser.add_argument("--workloads", type=names(WORKLOADS), help="default: all of the mode")
+    parser.add_argument(
+        "--peers",
+        type=names(OTHERS),
+        default=USUAL,
+        help=f"of {', '.join(OTHERS)} (default: {','.join(USUAL)})",
+    )
+    parser.add_argument(
+        "--ours",
+        type=names(OURS),
+        default=list(OURS),
+        help=f"of {', '.join(OURS)} (default: all)",
+    )
+    parser.add_argument(
+        "--workloads", type=names(WORKLOADS), help="a,b,... (default: all of the mode)"
+    )
     parser.add_argument("--wall", action="store_true", help="whole process, to a trained agent")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--updates", type=int, help="updates to measure")
@@ -79,7 +92,7 @@ def run_peer(peer, workload, updates, seed, episodes, threads):
         process = subprocess.run(command, env=environment, capture_output=True, text=True)
         if process.returncode != 0:
             last = (process.stderr.strip() or "no message").splitlines()[-1]
-            return {"skipped": f"failed: {last}", "failed": True}
+            return {"skipped": f"failed: {last}"}
         return {"started": started, **json.loads(out.read_text(encoding="utf-8"))}
 
 
@@ -90,7 +103,7 @@ def steady_rate(result, workload, skip):
 
 
 def measure(name, peers, args):
-    """The rows of one workload."""
+    """The rows of one workload, and whether this library failed in one of them."""
     workload = WORKLOADS[name]
     skip = 0 if args.wall else workload.skip if args.skip is None else args.skip
     updates = skip + (args.updates or workload.updates)
@@ -125,12 +138,14 @@ def measure(name, peers, args):
 
 def main():
     args = parse_arguments()
+    settings = {"repetitions": args.repetitions, "threads": args.threads, "quick": args.quick}
     rows, failed = [], False
     for name in args.workloads:
         own_rows, own_failed = measure(name, [*args.ours, *args.peers], args)
+        print(markdown(own_rows))
         rows, failed = rows + own_rows, failed or own_failed
-    settings = {"repetitions": args.repetitions, "threads": args.threads, "quick": args.quick}
-    report("wall" if args.wall else "throughput", settings, rows, args.out)
+        # After each workload: an interruption keeps what has been measured.
+        save("wall" if args.wall else "throughput", settings, rows, args.out)
     return int(failed)
 
 

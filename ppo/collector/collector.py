@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from ppo._checks import check_positive_integer
 from ppo.collector.backends import Backend, InProcess
 from ppo.collector.buffers import Buffers, Layout
-from ppo.collector.columns import Columns, EnvColumns, Harvest
+from ppo.collector.columns import Columns, EnvColumns, Final, Harvest
 from ppo.collector.pool import StartMethod, WorkerPool
 from ppo.collector.streams import EPISODES, NOISE, POLICY, stream
 from ppo.collector.vector_columns import VectorColumns
@@ -34,6 +36,16 @@ def open_columns(source: EnvSource, root: np.random.SeedSequence) -> Columns:
         return VectorColumns(source.vector, source.autoreset_mode, stream(root, EPISODES, 0))
     seeds = [stream(root, EPISODES, index) for index in range(len(source.factories))]
     return EnvColumns(source.factories, seeds, borrowed=source.instance)
+
+
+def _seed_sequence(seed: int | np.random.SeedSequence | None) -> np.random.SeedSequence:
+    if isinstance(seed, np.random.SeedSequence):
+        return seed
+    if seed is not None and (not isinstance(seed, int | np.integer) or seed < 0):
+        raise ValueError(
+            f"seed must be an integer of at least 0, a SeedSequence or None, got {seed!r}"
+        )
+    return np.random.SeedSequence(seed)
 
 
 class RolloutCollector:
@@ -90,13 +102,21 @@ class RolloutCollector:
         step_timeout: float | None = None,
     ) -> None:
         self._closed_because: str | None = "it was never opened"
-        if num_workers < 0:
-            raise ValueError(f"num_workers must be 0 (this process) or more, got {num_workers}")
+        if not isinstance(num_workers, int | np.integer) or num_workers < 0:
+            raise ValueError(
+                f"num_workers must be an integer, 0 (this process) or more, got {num_workers!r}"
+            )
+        methods = multiprocessing.get_all_start_methods()
+        if start_method is not None and start_method not in methods:
+            raise ValueError(f"start_method must be one of {methods} here, got {start_method!r}")
         if step_timeout is not None and not step_timeout > 0.0:
             raise ValueError(f"step_timeout must be positive seconds or None, got {step_timeout}")
         source = resolve_env(env, num_envs, env_kwargs=env_kwargs, autoreset_mode=autoreset_mode)
-        root = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-        self.device = torch.device(device)
+        root = _seed_sequence(seed)
+        try:
+            self.device = torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"device {device!r} is unknown: {error}") from error
         if num_workers == 0 or source.vector is not None or not source.copyable:
             self._backend: Backend = InProcess(open_columns(source, root))
         else:
@@ -142,8 +162,7 @@ class RolloutCollector:
         """
         if self._closed_because is not None:
             raise ClosedError(f"this collector is closed: {self._closed_because}; make a new one")
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        check_positive_integer("num_steps", num_steps)
         self._check_spaces(policy)
         with self._closing_on_failure(), torch.no_grad():
             buffers = self._prepare(policy, num_steps)
@@ -151,10 +170,10 @@ class RolloutCollector:
                 harvest = self._run(policy, buffers, num_steps)
             except EnvError:
                 # An environment that met NaN often raises a step later; name the cause.
-                self._check_finite(buffers, num_steps)
+                self._check_finite(buffers, num_steps, [])
                 raise
             self._last_row = num_steps
-            self._check_finite(buffers, num_steps)
+            self._check_finite(buffers, num_steps, harvest.finals)
             return self._finish(policy, buffers, harvest, num_steps)
 
     def _check_spaces(self, policy: Policy) -> None:
@@ -233,7 +252,7 @@ class RolloutCollector:
         """A tensor of its own memory on the collector's device."""
         return torch.from_numpy(array.copy()).to(self.device)
 
-    def _check_finite(self, buffers: Buffers, num_steps: int) -> None:
+    def _check_finite(self, buffers: Buffers, num_steps: int, finals: Sequence[Final]) -> None:
         """Raise `NonFiniteError` for the first NaN or infinity among observations and rewards."""
         rewards = np.isfinite(buffers.rewards[:num_steps])
         obs = buffers.obs[: num_steps + 1]
@@ -243,6 +262,8 @@ class RolloutCollector:
             finite = np.isfinite(obs).reshape(num_steps + 1, self.num_envs, -1).all(-1)
             successors = finite[1:]
             successors[0] &= finite[0]
+            for final in finals:
+                successors[final.step, final.env_index] &= np.isfinite(final.obs).all()
         if rewards.all() and successors.all():
             return
         done = np.arange(num_steps)[:, None] < buffers.progress  # later rows are old
@@ -250,6 +271,12 @@ class RolloutCollector:
         if len(bad) == 0:
             return
         t, index = bad[0]
+        if not np.isfinite(buffers.actions[t, index]).all():
+            raise NonFiniteError(
+                f"the policy chose a non-finite action for environment {index} at rollout step "
+                f"{t}; nothing was learned from this rollout. Its parameters or its normaliser "
+                "hold NaN or infinity."
+            )
         field = "reward" if successors[t, index] else "observation"
         raise NonFiniteError(
             f"environment {index} returned a non-finite {field} at rollout step {t}; nothing was "

@@ -113,7 +113,11 @@ class EnvColumns:
                     f"{env.observation_space}, {env.action_space} against "
                     f"{self.observation_space}, {self.action_space}"
                 )
-        self._adapter = make_action_adapter(self.action_space)
+        try:
+            self._adapter = make_action_adapter(self.action_space)
+        except SpaceError:
+            self.close()
+            raise
         self._obs_shape = self.observation_space.shape
         self._obs_dtype = observation_dtype(self.observation_space)  # type: ignore[arg-type]
         self._steps = [env.step for env in self._envs]
@@ -163,10 +167,7 @@ class EnvColumns:
         try:
             obs, _ = self._envs[index].reset(seed=seed)
             if np.shape(obs) != self._obs_shape:
-                raise ValueError(
-                    f"reset returned an observation of shape {np.shape(obs)}, but "
-                    f"observation_space has shape {self._obs_shape}"
-                )
+                raise ValueError(self._wrong_shape("reset", obs))
         except Exception as error:
             raise self._fault("reset", index, t, error) from error
         return obs
@@ -180,10 +181,12 @@ class EnvColumns:
         try:
             for index, step in enumerate(self._steps):
                 obs, reward, terminated, truncated, _ = step(actions[index])
-                rewards.append(reward)
-                terminations.append(terminated)
-                truncations.append(truncated)
-                self._returns[index] += float(reward)
+                if np.shape(obs) != self._obs_shape:
+                    raise ValueError(self._wrong_shape("step", obs))
+                rewards.append(float(reward))
+                terminations.append(bool(terminated))
+                truncations.append(bool(truncated))
+                self._returns[index] += rewards[-1]
                 self._lengths[index] += 1
                 if terminated or truncated:
                     if not terminated:
@@ -193,6 +196,7 @@ class EnvColumns:
                     self._finish(index, t)
                     obs = self._reset(index, t)
                 obs_rows[index] = obs
+                self._progress[index] = t + 1
         except EnvError:
             raise
         except Exception as error:
@@ -200,7 +204,6 @@ class EnvColumns:
         self._rewards[t] = rewards
         self._terminated[t] = terminations
         self._truncated[t] = truncations
-        self._progress[:] = t + 1
 
     def _finish(self, index: int, t: int) -> None:
         episode = Episode(self._returns[index], self._lengths[index], self.first + index)
@@ -225,9 +228,16 @@ class EnvColumns:
     def _fault(
         self, where: str, index: int, t: int | None, error: Exception, action: Any = None
     ) -> EnvError:
+        step = "" if t is None else f", rollout step {t}"
         taken = "" if action is None else f", action {action!r}"
         return EnvError(
             f"environment {self.first + index} raised {type(error).__name__} in {where}: {error} "
-            f"(episode seed {self._episode_seeds[index]}, episode step {self._lengths[index]}, "
-            f"rollout step {t}{taken})\n\n{''.join(traceback.format_exception(error))}"
+            f"(episode seed {self._episode_seeds[index]}, episode step {self._lengths[index]}"
+            f"{step}{taken})\n\n{''.join(traceback.format_exception(error))}"
+        )
+
+    def _wrong_shape(self, where: str, obs: Any) -> str:
+        return (
+            f"{where} returned an observation of shape {np.shape(obs)}, but observation_space has "
+            f"shape {self._obs_shape}"
         )

@@ -8,6 +8,7 @@ import multiprocessing.util
 import os
 import signal
 import sys
+import threading
 import time
 import types
 import warnings
@@ -21,7 +22,7 @@ import numpy as np
 
 from ppo.collector.buffers import Buffers, Layout
 from ppo.collector.columns import Harvest
-from ppo.collector.signals import STEP, STEPPED, receive_byte
+from ppo.collector.signals import STEP, STEPPED, poll, receive_byte
 from ppo.collector.worker import worker_main
 from ppo.envs import EnvFactory
 from ppo.errors import SpaceError, WorkerError
@@ -60,7 +61,7 @@ class WorkerPool:
         step_timeout: float | None,
     ) -> None:
         self.num_envs = len(factories)
-        self._timeout = step_timeout
+        self._timeout: float | None = None  # starting is no step
         self._conns: list[connection.Connection] = []
         self._processes: list[BaseProcess] = []
         self._shares = np.array_split(np.arange(self.num_envs), min(num_workers, self.num_envs))
@@ -75,10 +76,11 @@ class WorkerPool:
         try:
             for share in self._shares:
                 self._start(context, factories, seeds, share)
-            spaces = [self._receive(worker) for worker in range(len(self._processes))]
+            spaces = self._receive_all()
         except BaseException:
             self.close()
             raise
+        self._timeout = step_timeout
         self.observation_space, self.action_space = spaces[0]
         for worker, other in enumerate(spaces):
             if other != spaces[0]:
@@ -99,16 +101,24 @@ class WorkerPool:
         self._conns.append(ours)
         first, stop = int(share[0]), int(share[-1]) + 1
         inherited = list(self._conns) if context.get_start_method() == "fork" else []
+        try:
+            payload = cloudpickle.dumps(list(factories[first:stop]))
+        except Exception as error:
+            raise TypeError(
+                f"the factories of environments {first} to {stop - 1} cannot be sent to a worker: "
+                f"{error}; let them make what they need inside, or use num_workers=0"
+            ) from error
         process = context.Process(  # type: ignore[attr-defined]
             target=worker_main,
             name=f"ppo-worker-{len(self._processes)}",
             args=(
                 theirs,
                 inherited,
-                cloudpickle.dumps(list(factories[first:stop])),
+                payload,
                 list(seeds[first:stop]),
                 first,
                 self._spin,
+                threading.current_thread() is threading.main_thread(),
             ),
         )
         with warnings.catch_warnings(), _without_main():
@@ -152,15 +162,22 @@ class WorkerPool:
                 os.write(conn.fileno(), STEP)
             except OSError:
                 self._report_death(worker)
+        pending = dict(enumerate(self._conns))
         for worker, conn in enumerate(self._conns):
-            sentinel = self._processes[worker].sentinel
-            try:
-                byte = receive_byte(conn, self._spin, sentinel=sentinel, timeout=self._timeout)
-            except TimeoutError:
-                self._report_hang(worker)
-            if byte != STEPPED:
-                self._receive(worker)  # the fault, or the news that the worker is dead
-                raise WorkerError(f"worker {worker} broke the protocol: got {byte!r}")
+            # Whoever is not ready soon is waited for together with all others.
+            if self._spin and poll(conn, self._spin):
+                self._take_byte(worker)
+                del pending[worker]
+        while pending:
+            for worker in self._wait(pending):
+                self._take_byte(worker)
+                del pending[worker]
+
+    def _take_byte(self, worker: int) -> None:
+        byte = receive_byte(self._conns[worker], 0.0)
+        if byte != STEPPED:
+            self._receive(worker)  # the fault, or the news that the worker is dead
+            raise WorkerError(f"worker {worker} broke the protocol: got {byte!r}")
 
     def harvest(self) -> Harvest:
         """End the rollout announced by `begin`."""
@@ -174,27 +191,46 @@ class WorkerPool:
                 self._report_death(worker)
 
     def _receive_all(self) -> list[Any]:
-        return [self._receive(worker) for worker in range(len(self._conns))]
+        """One answer of every worker, as they come: no fault waits behind a busy sibling."""
+        answers: dict[int, Any] = {}
+        pending = dict(enumerate(self._conns))
+        while pending:
+            for worker in self._wait(pending):
+                answers[worker] = self._receive(worker)
+                del pending[worker]
+        return [answers[worker] for worker in range(len(self._conns))]
+
+    def _wait(self, pending: dict[int, connection.Connection]) -> list[int]:
+        """Workers that have sent something; raises for one that died or makes no progress."""
+        sentinels = [self._processes[worker].sentinel for worker in pending]
+        progress = {worker: self._moved(worker) for worker in pending}
+        while True:
+            ready = connection.wait([*pending.values(), *sentinels], self._timeout)
+            answered = [worker for worker, conn in pending.items() if conn in ready]
+            if answered:
+                return answered
+            for worker in pending:
+                if self._processes[worker].sentinel in ready:
+                    self._report_death(worker)
+            for worker in pending:
+                if progress[worker] == (moved := self._moved(worker)):
+                    self._report_hang(worker)
+                progress[worker] = moved
 
     def _receive(self, worker: int) -> Any:
-        """Wait for one answer; watches the process, and its progress if there is a timeout."""
-        conn, process = self._conns[worker], self._processes[worker]
-        progress = self._progress(worker)
-        while True:
-            ready = connection.wait([conn, process.sentinel], self._timeout)
-            if conn in ready:
-                break
-            if ready:
-                self._report_death(worker)
-            if progress == (progress := self._progress(worker)):
-                self._report_hang(worker)
+        """The answer that a worker has sent, or is about to send."""
         try:
-            status, result = conn.recv()
+            status, result = self._conns[worker].recv()
         except (EOFError, OSError):
             self._report_death(worker)
         if status == "error":
             raise result
         return result
+
+    def _moved(self, worker: int) -> int:
+        """Steps of environments done in this rollout."""
+        buffers = getattr(self, "_buffers", None)
+        return -1 if buffers is None else int(buffers.progress[self._shares[worker]].sum())
 
     def _progress(self, worker: int) -> int:
         buffers = getattr(self, "_buffers", None)
@@ -211,7 +247,8 @@ class WorkerPool:
         process.join(1.0)
         code = process.exitcode
         if code is not None and code < 0:
-            name = signal.Signals(-code).name
+            named = -code in {int(known) for known in signal.Signals}
+            name = signal.Signals(-code).name if named else f"signal {-code}"
             how = f"was killed by {name}"
             if name == "SIGKILL":
                 how += " (often the kernel's out-of-memory killer)"

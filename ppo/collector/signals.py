@@ -13,7 +13,7 @@ import time
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-__all__ = ["FAULT", "STEP", "STEPPED", "receive_byte"]
+__all__ = ["FAULT", "STEP", "STEPPED", "poll", "receive_byte"]
 
 STEP, STEPPED, FAULT = b"s", b".", b"!"
 
@@ -38,7 +38,7 @@ def receive_byte(
         TimeoutError: Nothing came in time.
     """
     fd = conn.fileno()
-    if spin > 0.0 and not _poll(fd, spin):
+    if spin > 0.0 and not poll(conn, spin):
         spin = 0.0
     if spin == 0.0:
         sources: list[Any] = [conn] if sentinel is None else [conn, sentinel]
@@ -53,9 +53,10 @@ def receive_byte(
         return b""
 
 
-def _poll(fd: int, seconds: float) -> bool:
+def poll(conn: Connection, seconds: float) -> bool:
+    """Whether something can be read within so many seconds, without sleeping."""
     poller = select.poll()
-    poller.register(fd, select.POLLIN)
+    poller.register(conn.fileno(), select.POLLIN)
     deadline = time.perf_counter() + seconds
     while not poller.poll(0):
         if time.perf_counter() > deadline:

@@ -9,6 +9,7 @@ fro, one pair per step, and only the end of the rollout is answered.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -29,6 +30,8 @@ from ppo.errors import PPOError, WorkerError
 
 __all__ = ["worker_main"]
 
+_PR_SET_PDEATHSIG = 1
+
 
 def worker_main(
     conn: connection.Connection,
@@ -37,6 +40,7 @@ def worker_main(
     seeds: Sequence[np.random.Generator],
     first: int,
     spin: float,
+    ended_by_parent: bool,
 ) -> None:
     """Run a worker until the parent closes the connection.
 
@@ -48,12 +52,16 @@ def worker_main(
         seeds: Generator of episode seeds per column.
         first: Index of the first column.
         spin: Seconds to poll for the next step before sleeping.
+        ended_by_parent: The kernel may end this process with the thread that started it.
     """
     for other in inherited:
         other.close()
     # Ctrl-C goes to the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has the parent's handler
+    if ended_by_parent and sys.platform == "linux":
+        # Works even while an environment holds the interpreter's lock.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -103,7 +111,7 @@ def _serve_steps(
             raise EOFError
         try:
             columns.step(t)
-        except PPOError:
+        except Exception:
             os.write(fd, FAULT)
             raise
         os.write(fd, STEPPED)
@@ -113,5 +121,8 @@ def _die_with_parent() -> None:
     """Leave at once when the parent is gone, even while an environment hangs."""
     parent = parent_process()
     if parent is not None:
-        connection.wait([parent.sentinel])
+        # Other children of the parent may hold the sentinel open; they cannot stay its children.
+        above = os.getppid()
+        while not connection.wait([parent.sentinel], 1.0) and os.getppid() == above:
+            pass
         os._exit(1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ppo.distributions import Distribution
 from ppo.errors import SpaceError
 from ppo.policies.bodies import MLP, NatureCNN, orthogonal_linear
-from ppo.policies.heads import GaussianHead, make_action_head
+from ppo.policies.heads import CategoricalHead, GaussianHead, make_action_head
 from ppo.policies.normalizer import ObservationNormalizer
 from ppo.policies.options import PolicyConfig
 from ppo.policies.protocol import Actor, Evaluation, PlainLayers
@@ -82,7 +82,7 @@ class ActorCritic(nn.Module):
             )
         # Images stay uint8 until the encoder.
         features: Tensor = obs if self._image else self.normalizer(obs.float())
-        return features
+        return features.unsqueeze(-1) if features.ndim == 1 else features
 
     def distribution(self, obs: Tensor) -> Distribution:
         """Distribution over raw actions for observations `[B, ...]`."""
@@ -134,7 +134,7 @@ class ActorCritic(nn.Module):
         critic_features = actor_features if self.shared else self.critic_body(features)
         distribution: Distribution = self.action_head(actor_features)
         if self._vector_actions:
-            actions = actions.reshape(len(actions), -1)
+            actions = actions.reshape(len(actions), math.prod(self.action_space.shape or ()))
         return Evaluation(
             distribution.log_prob(actions),
             distribution.entropy(),
@@ -163,9 +163,21 @@ class ActorCritic(nn.Module):
         bodies = (self.actor_body, self.critic_body)
         if type(self) is not ActorCritic or any(type(body) is not MLP for body in bodies):
             return None
-        layers = [layer for body in bodies for layer in body.children()]
-        kinds = {type(layer) for layer in layers} - {nn.Flatten, nn.Linear}
+        kinds: set[type[nn.Module]] = set()
+        for body in bodies:
+            flatten, *layers = body.children()
+            kinds |= {type(layer) for layer in layers[1::2]}
+            linear = {type(layer) for layer in layers[::2]}
+            if type(flatten) is not nn.Flatten or len(layers) % 2 or not linear <= {nn.Linear}:
+                return None
         if len(kinds) > 1 or not kinds <= {nn.Tanh, nn.ReLU}:
+            return None
+        head, normalizer = self.action_head, self.normalizer
+        if type(head) not in (CategoricalHead, GaussianHead):
+            return None
+        if type(normalizer) not in (ObservationNormalizer, nn.Identity):
+            return None
+        if not type(head.linear) is type(self.value_head) is nn.Linear:
             return None
         actor, critic = (
             [m for m in body.children() if isinstance(m, nn.Linear)] for body in bodies
