@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from collections import deque
@@ -11,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.spaces import Discrete
 from gymnasium.vector import VectorEnv
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import Self
 
 from ppo.advantages import gae, normalize
@@ -20,7 +22,7 @@ from ppo.checkpoint import read_checkpoint, versions, write_checkpoint
 from ppo.collector import RolloutCollector
 from ppo.config import PPOConfig
 from ppo.envs import EnvLike
-from ppo.errors import CheckpointError, NonFiniteError, PPOError, SpaceError
+from ppo.errors import CheckpointError, PPOError, SpaceError
 from ppo.evaluation import EvaluationResult, evaluate
 from ppo.learner import Learner
 from ppo.losses import explained_variance
@@ -223,8 +225,13 @@ class PPOAgent:
         """
         if self.policy is None:
             raise PPOError("update needs a policy: pass one to PPOAgent, or call learn first")
+        rollout.check_finite()
         config = self.config
-        rewards = self._scale_rewards(rollout) if config.normalize_rewards else rollout.rewards
+        scaler = copy.deepcopy(self._reward_scaler)  # kept only if the update succeeds
+        rewards = rollout.rewards
+        if config.normalize_rewards:
+            scaler = scaler or RewardScaler(config.gamma, rewards.shape[1])
+            rewards = scaler(rewards, rollout.terminated, rollout.truncated, rollout.valid)
         advantages, returns = gae(
             rewards,
             rollout.values,
@@ -234,7 +241,6 @@ class PPOAgent:
             gamma=config.gamma,
             gae_lambda=config.gae_lambda,
         )
-        _check_finite(rollout, advantages)
         explained = explained_variance(rollout.values, returns, rollout.valid)
         if config.normalize_advantages == "rollout":
             advantages = normalize(advantages, rollout.valid)
@@ -251,19 +257,12 @@ class PPOAgent:
         )
         if hasattr(self.policy, "update_normalizer"):
             self.policy.update_normalizer(batch.obs)
+        self._reward_scaler = scaler
         self.steps += rollout.num_transitions
         self.updates += 1
         metrics["explained_variance"] = float(explained)
         metrics["learning_rate"] = learning_rate
         return metrics
-
-    def _scale_rewards(self, rollout: Rollout) -> Tensor:
-        num_envs = rollout.rewards.shape[1]
-        if self._reward_scaler is None:
-            self._reward_scaler = RewardScaler(self.config.gamma, num_envs)
-        return self._reward_scaler(
-            rollout.rewards, rollout.terminated, rollout.truncated, rollout.valid
-        )
 
     def act(self, obs: Any, *, deterministic: bool = True) -> Any:
         """Choose actions an environment can take, for one observation or a batch.
@@ -291,7 +290,10 @@ class PPOAgent:
         batch = torch.from_numpy(np.array(array[None] if single else array)).to(self.device)
         actions = self.policy.act(batch, generator=self._act_generator, deterministic=deterministic)
         adapted = make_action_adapter(self.action_space)(actions.cpu().numpy())
-        return adapted[0] if single else adapted
+        if not single:
+            return adapted
+        # A Box of no axes holds arrays, a Discrete numbers.
+        return adapted[0] if isinstance(self.action_space, Discrete) else adapted[0, ...]
 
     def evaluate(
         self, env: EnvLike, episodes: int = 100, *, deterministic: bool = True, seed: int = 0
@@ -379,10 +381,12 @@ class PPOAgent:
                 agent._reward_scaler.load_state_dict(state)
             agent._generator.set_state(groups["generators"]["minibatches"])
             agent._act_generator.set_state(groups["generators"]["acting"])
-            agent.steps, agent.updates = document["steps"], document["updates"]
-            agent.goal, agent._learn_calls = document["goal"], document["learn_calls"]
+            counters = [document[name] for name in ("steps", "updates", "goal", "learn_calls")]
+            if not all(isinstance(count, int) and count >= 0 for count in counters):
+                raise ValueError(f"its counters are {counters}")
+            agent.steps, agent.updates, agent.goal, agent._learn_calls = counters
             agent._recent.extend(Episode(*episode) for episode in document["recent_episodes"])
-        except (PPOError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever a document that makes no sense leads to
             raise CheckpointError(
                 f"{path} does not fit this agent: {error}. For a policy of your own pass "
                 "policy=..., built for the same spaces."
@@ -393,15 +397,3 @@ class PPOAgent:
 def _is_false(answer: object) -> bool:
     """True for False and NumPy's False, but not for None: most callbacks return nothing."""
     return isinstance(answer, bool | np.bool_) and not answer
-
-
-def _check_finite(rollout: Rollout, advantages: Tensor) -> None:
-    fields = {"log_probs": rollout.log_probs, "values": rollout.values, "advantages": advantages}
-    for name, tensor in fields.items():
-        finite = torch.isfinite(tensor) | ~rollout.valid
-        if not bool(finite.all()):
-            t, index = (~finite).nonzero()[0].tolist()
-            raise NonFiniteError(
-                f"{name} is not finite at rollout step {t} of environment {index}; "
-                "nothing was learned from this rollout. Look for huge rewards or observations."
-            )

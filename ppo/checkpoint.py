@@ -76,7 +76,13 @@ def write_checkpoint(
     for name, tensor in cpu.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{name} is not finite; a checkpoint of it would be useless")
-    text = json.dumps(document, sort_keys=True)
+    try:
+        text = json.dumps(document, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"a setting cannot be stored: {error}; use plain numbers, text, lists and mappings "
+            "in the configuration (env_kwargs, wrappers)"
+        ) from error
     metadata = {
         "format": _FORMAT,
         "format_version": str(FORMAT_VERSION),
@@ -141,7 +147,9 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dic
         raise CheckpointError(f"{path} is damaged: its contents do not match their checksum")
     try:
         document = json.loads(text)
-    except ValueError as error:
+        if not isinstance(document, dict):
+            raise ValueError(f"its document is a {type(document).__name__}")
+    except (RecursionError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():

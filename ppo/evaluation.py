@@ -16,7 +16,12 @@ from ppo.collector.streams import NOISE, POLICY, stream
 from ppo.envs import EnvLike, resolve_env
 from ppo.policies.protocol import Policy, policy_device, takes_generator
 from ppo.rollout import Episode
-from ppo.spaces import check_observation_space, make_action_adapter, observation_dtype
+from ppo.spaces import (
+    check_observation_space,
+    check_policy_spaces,
+    make_action_adapter,
+    observation_dtype,
+)
 
 __all__ = ["EvaluationResult", "evaluate"]
 
@@ -98,8 +103,12 @@ def evaluate(
         env, min(num_envs, episodes), env_kwargs=env_kwargs, autoreset_mode=autoreset_mode
     )
     columns = open_columns(source, root)
+    training = getattr(policy, "training", False)
+    if training:
+        policy.eval()  # type: ignore[attr-defined]  # layers with running statistics stay as is
     try:
         box = check_observation_space(columns.observation_space)
+        check_policy_spaces(policy, columns.observation_space, columns.action_space)
         adapter = make_action_adapter(columns.action_space)
         count = columns.num_envs
         layout = Layout(
@@ -120,6 +129,8 @@ def evaluate(
                     played[episode.env_index].append(episode)
     finally:
         columns.close()
+        if training:
+            policy.train()  # type: ignore[attr-defined]
     flat = [episode for done in played for episode in done]
     return EvaluationResult(
         tuple(episode.episode_return for episode in flat),

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppo.errors import NonFiniteError
+
 __all__ = ["Batch", "Episode", "Rollout"]
 
 
@@ -138,6 +140,23 @@ class Rollout:
     def num_transitions(self) -> int:
         """Number of valid rows, over all environments."""
         return int(self.valid.sum())
+
+    def check_finite(self) -> None:
+        """Raise for the first NaN or infinity in a valid row.
+
+        Raises:
+            NonFiniteError: A reward, value or log-probability is not finite; the message names
+                the field, the step and the environment.
+        """
+        for name in ("rewards", "values", "next_values", "log_probs"):
+            matters = self.valid & ~self.terminated if name == "next_values" else self.valid
+            finite = torch.isfinite(getattr(self, name)) | ~matters
+            if not bool(finite.all()):
+                t, index = (~finite).nonzero()[0].tolist()
+                raise NonFiniteError(
+                    f"{name} is not finite at rollout step {t} of environment {index}; nothing "
+                    "was learned from this rollout. Look for huge rewards or observations."
+                )
 
     def flatten(self, **extra: Tensor) -> Batch:
         """Drop the rows that are no transition and merge time and environments.

@@ -17,6 +17,7 @@ __all__ = [
     "BoxActions",
     "DiscreteActions",
     "check_observation_space",
+    "check_policy_spaces",
     "is_image",
     "make_action_adapter",
     "observation_dtype",
@@ -47,6 +48,20 @@ def check_observation_space(space: Space) -> spaces.Box:
         f"observation space {space} is not supported: got {type(space).__name__}, wanted Box; "
         "wrap the environment, for example with gymnasium.wrappers.FlattenObservation"
     )
+
+
+def check_policy_spaces(policy: object, observation_space: Space, action_space: Space) -> None:
+    """Raise `SpaceError` for a policy that says it was built for other spaces."""
+    for name, wanted in (
+        ("observation_space", observation_space),
+        ("action_space", action_space),
+    ):
+        built_for = getattr(policy, name, None)
+        if built_for is not None and built_for != wanted:
+            raise SpaceError(
+                f"the policy was built for {name} {built_for}, but these environments have "
+                f"{wanted}; build one for their spaces with make_policy"
+            )
 
 
 def observation_dtype(space: spaces.Box) -> np.dtype[Any]:

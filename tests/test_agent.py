@@ -771,7 +771,7 @@ def test_actions_are_what_the_environment_takes(space):
         batch = agent.act(np.stack([obs] * 40), deterministic=deterministic)
         assert batch.shape == (40, *space.shape)
         assert batch.dtype == space.dtype
-        assert all(space.contains(row) for row in batch)
+        assert all(space.contains(batch[row, ...]) for row in range(40))
         same = np.unique(batch.reshape(40, -1), axis=0)
         assert len(same) == 1 if deterministic else len(same) > 1
 

@@ -93,7 +93,7 @@ def test_the_ground_knows_mathematics_only(module):
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("collector")])
 def test_the_collector_knows_a_policy_as_a_protocol_only(module):
-    allowed = ("collector", "envs", "errors", "rollout", "spaces", "policies.protocol")
+    allowed = ("_checks", "collector", "envs", "errors", "rollout", "spaces", "policies.protocol")
     assert [name for name in own_imports(module) if not name.startswith(allowed)] == []
 
 

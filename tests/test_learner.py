@@ -17,8 +17,7 @@ from ppo.learner.closed_form import ClosedFormGradient
 from ppo.learner.eager import METRICS, EagerGradient, LossWeights
 from ppo.learner.flat_adam import FlatAdam
 from ppo.learner.learner import parameter_groups
-from ppo.learner.traced import TracedGradient
-from ppo.losses import MAX_LOG_RATIO
+from ppo.losses import MAX_LOG_RATIO, ppo_loss
 
 DISCRETE = spaces.Discrete(3)
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -167,12 +166,6 @@ def gradient_cases(draw):
     return policy, make_batch(policy, rows, draw(seeds), log_ratios, num_inputs), weights
 
 
-def blur(policy):
-    """By how much a narrow Gaussian magnifies the rounding of its mean."""
-    log_std = getattr(policy.action_head, "log_std", torch.zeros(1))
-    return max(1.0, 0.1 * log_std.detach().clamp(min=-5.0).min().neg().exp().item())
-
-
 @settings(max_examples=150, deadline=None)
 @given(gradient_cases())
 def test_the_closed_form_is_the_gradient_of_the_loss(case):
@@ -185,27 +178,20 @@ def test_the_closed_form_is_the_gradient_of_the_loss(case):
         vector.fill_(torch.nan)  # every entry must be written
     metrics = closed(closed.prepare(batch), weights)
     torch.testing.assert_close(metrics, wanted_metrics, rtol=1e-5, atol=1e-5, check_dtype=False)
-    for ours, theirs in zip(optimizer.gradients, wanted, strict=True):
-        # 1e-6 where nothing cancels; rows, and policy and entropy, may.
-        assert (ours - theirs).norm() <= 5e-5 * blur(policy) * theirs.norm() + 1e-6
+    exact = gradients_in_double_precision(policy, batch, weights)
+    for ours, theirs, truth in zip(optimizer.gradients, wanted, exact, strict=True):
+        # Where rows cancel, or a Gaussian is narrow, autograd itself is off by more than 1e-5.
+        # The closed form knows a ratio to 1e-7, whatever its size.
+        rounding = 1e-5 * truth.norm() + 50.0 * (theirs - truth).norm() + 3e-6
+        assert (ours - truth).norm() <= rounding
 
 
-@settings(max_examples=30, deadline=None)
-@given(gradient_cases())
-def test_both_gradients_are_that_of_the_loss_in_double_precision(case):
-    policy, batch, weights = case
-    optimizer = FlatAdam(parameter_groups(policy), 1e-5)
-    EagerGradient(policy, optimizer)(batch, weights)
-    single = torch.cat(optimizer.gradients)
+def gradients_in_double_precision(policy, batch, weights):
     reference = Float64(policy)
-    exact = FlatAdam(parameter_groups(reference), 1e-5)
-    doubled = Batch(
-        **{n: t.double() if t.is_floating_point() else t for n, t in batch.fields.items()}
-    )
-    EagerGradient(reference, exact)(doubled, weights)
-    double = torch.cat(exact.gradients)
-    # A log-probability of -50 is known to 4e-6 only, and the ratio with it.
-    assert (single - double).norm() <= 1e-3 * blur(policy) * double.norm() + 1e-6
+    optimizer = FlatAdam(parameter_groups(reference), 1e-5)
+    doubled = {n: t.double() if t.is_floating_point() else t for n, t in batch.fields.items()}
+    EagerGradient(reference, optimizer)(Batch(**doubled), weights)
+    return optimizer.gradients
 
 
 class Float64(nn.Module):
@@ -356,7 +342,7 @@ def test_a_body_frozen_between_updates_stays_as_it_is():
     assert not torch.equal(policy.value_head.weight, before["policy.value_head.weight"])
 
 
-# The recording
+# Policies of all kinds
 
 
 class FromFeatures(OwnPolicy):
@@ -368,15 +354,6 @@ class FromFeatures(OwnPolicy):
 
     def evaluate(self, obs, actions):
         return super().evaluate(self.features(obs), actions)
-
-
-class Tempered(OwnPolicy):
-    """Its temperature is a plain number that its owner may change at any time."""
-
-    temperature = 1.0
-
-    def evaluate(self, obs, actions):
-        return super().evaluate(obs * self.temperature, actions)
 
 
 class Branching(OwnPolicy):
@@ -405,115 +382,92 @@ def seeded(make):
     return make()
 
 
-RECORDABLE = {
+KINDS = {
     "own": OwnPolicy,
     "tied": Tied,
-    "layer norm": lambda: FromFeatures(nn.LayerNorm(4)),
-    "shared": lambda: build(config=PolicyConfig(hidden_sizes=(8,), shared=True)),
-    "gelu": lambda: build(BOX, PolicyConfig(hidden_sizes=(8,), activation="gelu")),
-    "subclass": lambda: eager(build(BOX)),
-}
-UNRECORDABLE = {
     "branching": Branching,
+    "layer norm": lambda: FromFeatures(nn.LayerNorm(4)),
     "dropout": lambda: FromFeatures(nn.Dropout(0.5)),
     "batch norm": lambda: FromFeatures(nn.BatchNorm1d(4)),
+    "shared": lambda: build(config=PolicyConfig(hidden_sizes=(8,), shared=True)),
+    "gelu": lambda: build(BOX, PolicyConfig(hidden_sizes=(8,), activation="gelu")),
 }
-WEIGHTS = LossWeights(clip_range=0.2, entropy_coef=0.01, value_coef=0.5, value_clip_range=None)
 
 
-class Pair:
-    """The recorded and the eager gradient of two equal policies."""
-
-    def __init__(self, make):
-        self.policies = [seeded(make), seeded(make)]
-        self.optimizers = [FlatAdam(parameter_groups(p), 1e-5) for p in self.policies]
-        eagers = [EagerGradient(*p) for p in zip(self.policies, self.optimizers, strict=True)]
-        self.gradients = [TracedGradient(self.policies[0], eagers[0], warm_up=0), eagers[1]]
-
-    def step(self, batch, weights):
-        results = []
-        for gradient, optimizer in zip(self.gradients, self.optimizers, strict=True):
-            metrics = gradient(batch, weights)
-            results.append(torch.cat([metrics, *optimizer.gradients]))
-            optimizer.step(1e-3, 0.5)
-        return results
-
-
-@pytest.mark.parametrize("make", RECORDABLE.values(), ids=RECORDABLE)
-def test_the_recording_is_the_eager_gradient_bit_for_bit(make):
-    pair = Pair(make)
-    for number in range(6):
-        # Weights change between updates, rows between minibatches.
-        weights = LossWeights(0.3 / (number + 1), 0.02 * (number % 3), 0.5, None)
-        batch = make_batch(pair.policies[1], 16 - number % 2, seed=number)
-        recorded, wanted = pair.step(batch, weights)
-        assert torch.equal(recorded, wanted), number
-    functions = pair.gradients[0]._functions
-    assert len(functions) == 2
-    assert None not in functions.values()
-
-
-@pytest.mark.parametrize("make", UNRECORDABLE.values(), ids=UNRECORDABLE)
-def test_a_policy_that_cannot_be_recorded_is_trained_all_the_same(make):
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_any_kind_of_policy_is_trained_by_autograd(make):
     policy = seeded(make)
     learner = make_learner(policy)
-    learner._gradient = TracedGradient(policy, EagerGradient(policy, learner._optimizer), warm_up=0)
+    assert isinstance(learner._gradient, EagerGradient)
     before = parameters(policy)
-    for number in range(2):
-        improve(learner, make_batch(policy, 32, seed=number))
-    assert set(learner._gradient._functions.values()) == {None}
+    improve(learner, make_batch(policy, 32))
     assert (parameters(policy) != before).any()
+    assert torch.isfinite(parameters(policy)).all()
 
 
-def test_the_recording_takes_up_the_value_clip():
-    pair = Pair(OwnPolicy)
-    for limit in (None, 0.01, None, 0.1):
-        weights = LossWeights(0.2, 0.0, 0.5, limit)
-        recorded, wanted = pair.step(make_batch(pair.policies[1], 16), weights)
-        assert torch.equal(recorded, wanted), limit
+class Biased(ActorCritic):
+    """The default policy and one parameter more, which its groups do not know of."""
+
+    def evaluate(self, obs, actions):
+        log_probs, entropy, values = super().evaluate(obs, actions)
+        return Evaluation(log_probs, entropy, values + self.bias)
 
 
-def change_a_number(policy):
-    policy.temperature = 3.0
+def test_a_parameter_that_no_group_names_is_trained_all_the_same():
+    policy = build()
+    policy.__class__, policy.bias = Biased, nn.Parameter(torch.zeros(()))
+    improve(make_learner(policy), make_batch(policy))
+    assert policy.bias != 0.0
 
 
-def change_the_weights(policy):
-    policy.load_state_dict({name: -tensor for name, tensor in policy.state_dict().items()})
+def by_hand(policy, batch, generator, value_clip_range):
+    """An update as one would write it with torch alone."""
+    groups = parameter_groups(policy)
+    adam = torch.optim.Adam(policy.parameters(), lr=1e-3, eps=OPTIONS["adam_eps"])
+    for _ in range(OPTIONS["num_epochs"]):
+        for mini in batch.minibatches(OPTIONS["minibatch_size"], generator):
+            new = policy.evaluate(mini.obs, mini.actions)
+            loss = ppo_loss(
+                new.log_probs,
+                mini.log_probs,
+                mini.advantages,
+                new.values,
+                mini.returns,
+                new.entropy,
+                clip_range=UPDATE["clip_range"],
+                value_coef=OPTIONS["value_coef"],
+                entropy_coef=UPDATE["entropy_coef"],
+                value_clip_range=value_clip_range,
+                old_values=mini.values,
+            )
+            adam.zero_grad()
+            loss.total.backward()
+            for group in groups.values():
+                nn.utils.clip_grad_norm_(group, OPTIONS["max_grad_norm"])
+            adam.step()
 
 
-def freeze_the_actor(policy):
-    policy.actor.requires_grad_(False)
+WRITABLE = {name: make for name, make in KINDS.items() if name != "dropout"} | {
+    "default": build,
+    "gaussian": lambda: build(BOX),
+    "linear": lambda: build(config=PolicyConfig(hidden_sizes=())),
+}
 
 
-@pytest.mark.parametrize("change", [change_a_number, change_the_weights, freeze_the_actor])
-def test_the_recording_follows_what_a_user_does_to_the_policy(change):
-    # Between updates, as a callback might, on the learner's own terms.
-    trained = []
-    for warm_up in (0, 10**9):
-        policy = seeded(Tempered)
-        learner = make_learner(policy)
-        learner._gradient = TracedGradient(
-            policy, EagerGradient(policy, learner._optimizer), warm_up
-        )
-        improve(learner, make_batch(policy, 32))
-        change(policy)
-        improve(learner, make_batch(policy, 32, seed=1))
-        trained.append(parts(policy, learner))
-    assert_bitwise_equal(*trained)
+@pytest.mark.parametrize("value_clip_range", [None, 0.1])
+@pytest.mark.parametrize("make", WRITABLE.values(), ids=WRITABLE)
+def test_an_update_is_what_one_would_write_with_torch_alone(make, value_clip_range):
+    ours, theirs = seeded(make), seeded(make)
+    before = parameters(ours)
+    batch = make_batch(theirs, 50)
+    improve(make_learner(ours, value_clip_range=value_clip_range), batch, seed=3)
+    by_hand(theirs, batch, torch.Generator().manual_seed(3), value_clip_range)
+    moved = (parameters(ours) - before).norm()
+    assert moved > 1e-2
+    assert (parameters(ours) - parameters(theirs)).norm() < 1e-3 * moved
 
 
-def test_a_long_run_records_and_a_short_one_does_not():
-    policy = seeded(OwnPolicy)
-    learner = make_learner(policy, num_epochs=50)
-    batch = make_batch(policy, 32)
-    improve(learner, batch)
-    assert not learner._gradient._functions
-    for _ in range(5):
-        improve(learner, batch)
-    assert len(learner._gradient._functions) == 1
-
-
-def test_images_train_by_either_gradient():
+def test_images_are_learned_from():
     space = spaces.Box(0, 255, (3, 36, 36), np.uint8)
     config = PolicyConfig(hidden_sizes=(), cnn_features=8, shared=True)
     policy = make_policy(space, DISCRETE, config)
@@ -530,14 +484,9 @@ def test_images_train_by_either_gradient():
         advantages=torch.linspace(-1, 1, 6),
         returns=torch.linspace(-1, 1, 6),
     )
-    optimizer = FlatAdam(parameter_groups(policy), 1e-5)
-    autograd = EagerGradient(policy, optimizer)
-    metrics = [autograd(batch, WEIGHTS)]
-    gradients = [torch.cat(optimizer.gradients)]
-    metrics.append(TracedGradient(policy, autograd, warm_up=0)(batch, WEIGHTS))
-    gradients.append(torch.cat(optimizer.gradients))
-    torch.testing.assert_close(*metrics)
-    torch.testing.assert_close(*gradients)
+    learner = make_learner(policy)
+    losses = [improve(learner, batch)["value_loss"] for _ in range(10)]
+    assert losses[-1] < losses[0] / 2
 
 
 # Adam

@@ -28,7 +28,11 @@ from ppo.learner.closed_form import ClosedFormGradient
 from ppo.learner.eager import EagerGradient, LossWeights
 from ppo.learner.flat_adam import FlatAdam
 from ppo.learner.learner import parameter_groups
-from ppo.learner.traced import TracedGradient
+
+try:
+    from ppo.learner.traced import TracedGradient
+except ModuleNotFoundError:  # a version of the library that does not record gradients
+    TracedGradient = None
 
 HERE = Path(__file__).parent
 TASKS = {"categorical": STEADY["cartpole"], "Gaussian": STEADY["halfcheetah-8"]}
@@ -114,11 +118,13 @@ def update_table(args):
     return rows
 
 
+def traced(policy, optimizer):
+    return TracedGradient(policy, EagerGradient(policy, optimizer), warm_up=0)
+
+
 GRADIENTS = {
     "eager": EagerGradient,
-    "traced": lambda policy, optimizer: TracedGradient(
-        policy, EagerGradient(policy, optimizer), warm_up=0
-    ),
+    **({"traced": traced} if TracedGradient else {}),
     "closed form": lambda policy, optimizer: ClosedFormGradient(policy.plain_layers()),
 }
 

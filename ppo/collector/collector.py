@@ -21,10 +21,15 @@ from ppo.collector.pool import StartMethod, WorkerPool
 from ppo.collector.streams import EPISODES, NOISE, POLICY, stream
 from ppo.collector.vector_columns import VectorColumns
 from ppo.envs import EnvLike, EnvSource, resolve_env
-from ppo.errors import ClosedError, EnvError, NonFiniteError, SpaceError
+from ppo.errors import ClosedError, EnvError, NonFiniteError
 from ppo.policies.protocol import Evaluation, Policy, takes_generator
 from ppo.rollout import Rollout
-from ppo.spaces import check_observation_space, make_action_adapter, observation_dtype
+from ppo.spaces import (
+    check_observation_space,
+    check_policy_spaces,
+    make_action_adapter,
+    observation_dtype,
+)
 
 __all__ = ["RolloutCollector", "open_columns"]
 
@@ -163,7 +168,7 @@ class RolloutCollector:
         if self._closed_because is not None:
             raise ClosedError(f"this collector is closed: {self._closed_because}; make a new one")
         check_positive_integer("num_steps", num_steps)
-        self._check_spaces(policy)
+        check_policy_spaces(policy, self.observation_space, self.action_space)
         with self._closing_on_failure(), torch.no_grad():
             buffers = self._prepare(policy, num_steps)
             try:
@@ -175,16 +180,6 @@ class RolloutCollector:
             self._last_row = num_steps
             self._check_finite(buffers, num_steps, harvest.finals)
             return self._finish(policy, buffers, harvest, num_steps)
-
-    def _check_spaces(self, policy: Policy) -> None:
-        for name in ("observation_space", "action_space"):
-            expected = getattr(policy, name, None)
-            if expected is not None and expected != getattr(self, name):
-                raise SpaceError(
-                    f"the policy was built for {name} {expected}, but these environments have "
-                    f"{getattr(self, name)}; build one with make_policy(collector."
-                    "observation_space, collector.action_space)"
-                )
 
     @contextmanager
     def _closing_on_failure(self) -> Iterator[None]:

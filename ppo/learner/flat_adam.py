@@ -42,7 +42,9 @@ class FlatAdam:
             kinds = {(p.dtype, p.device): None for p in members if p.requires_grad}
             for number, kind in enumerate(kinds):
                 self._names.append(name if number == 0 else f"{name}{number}")
-                self._members.append([p for p in members if (p.dtype, p.device) == kind])
+                self._members.append(
+                    [p for p in members if p.requires_grad and (p.dtype, p.device) == kind]
+                )
         if not self._members:
             raise ValueError("the policy has no parameters to train")
         self.parameters = [
@@ -75,6 +77,10 @@ class FlatAdam:
     def size(self) -> int:
         """Number of parameters."""
         return sum(vector.numel() for vector in self.parameters)
+
+    def is_finite(self) -> bool:
+        """True if no parameter is NaN or infinite."""
+        return all(bool(torch.isfinite(vector).all()) for vector in self.parameters)
 
     def zero_grad(self) -> None:
         """Set all gradients to 0, in place."""

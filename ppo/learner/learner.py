@@ -15,13 +15,10 @@ from ppo.errors import NonFiniteError
 from ppo.learner.closed_form import ClosedFormGradient
 from ppo.learner.eager import METRICS, EagerGradient, Gradient, LossWeights
 from ppo.learner.flat_adam import FlatAdam
-from ppo.learner.traced import TracedGradient
 from ppo.policies.protocol import PlainLayers
 from ppo.rollout import Batch
 
 __all__ = ["Learner"]
-
-_LARGEST_TRACED = 200_000  # parameters; beyond it the arithmetic dominates
 
 
 class Learner:
@@ -60,8 +57,27 @@ class Learner:
         self._max_grad_norm = max_grad_norm
         self._target_kl = target_kl
         self._normalize_advantages = normalize_advantages
-        self._optimizer = FlatAdam(parameter_groups(policy), adam_eps)
-        self._gradient = _fastest_gradient(policy, self._optimizer, value_clip_range)
+        self._adam_eps = adam_eps
+        self._build()
+
+    def _build(self) -> None:
+        self._trained = _trainable(self._policy)
+        self._optimizer = FlatAdam(parameter_groups(self._policy), self._adam_eps)
+        self._gradient = _fastest_gradient(self._policy, self._optimizer, self._value_clip_range)
+
+    def _take_up_changes(self) -> None:
+        """Follow what the caller did to the policy since the last update.
+
+        Parameters that were moved or re-allocated are bound again. If some were exchanged, frozen
+        or released, optimizer and gradient are made anew; the moments stay where they fit.
+        """
+        if _trainable(self._policy) == self._trained:
+            self._optimizer.bind()
+            return
+        moments = self._optimizer.state_dict()
+        self._build()
+        with contextlib.suppress(ValueError):
+            self._optimizer.load_state_dict(moments)
 
     def improve(
         self,
@@ -87,8 +103,8 @@ class Learner:
         Raises:
             NonFiniteError: A loss or gradient is not finite; policy and optimizer are as before.
         """
+        self._take_up_changes()
         weights = LossWeights(clip_range, entropy_coef, self._value_coef, self._value_clip_range)
-        self._optimizer.bind()
         undo = _Undo(self._policy, self._optimizer)
         batch = self._gradient.prepare(batch)
         # What overflows is found by its metric; NumPy need not warn of it as well.
@@ -104,7 +120,7 @@ class Learner:
         undo: _Undo,
     ) -> dict[str, float]:
         records: list[Tensor] = []
-        for _ in range(self._num_epochs):
+        for _ in range(self._num_epochs if len(batch) else 0):
             first = len(records)
             for mini in batch.minibatches(self._minibatch_size, generator):
                 if self._normalize_advantages:
@@ -114,6 +130,8 @@ class Learner:
                 records.append(torch.cat([metrics, norm.reshape(1)]))
             epoch = _means(records[first:])
             bad = [name for name, mean in epoch.items() if not math.isfinite(mean)]
+            if not self._optimizer.is_finite():
+                bad.append("parameters")
             if bad:
                 undo.apply()
                 raise NonFiniteError(
@@ -134,18 +152,19 @@ class Learner:
         self._optimizer.load_state_dict(tensors)
 
 
+def _trainable(policy: nn.Module) -> list[tuple[int, bool]]:
+    return [(id(parameter), parameter.requires_grad) for parameter in policy.parameters()]
+
+
 def _fastest_gradient(
     policy: nn.Module, optimizer: FlatAdam, value_clip_range: float | None
 ) -> Gradient:
-    """Closed form, else recorded, else eager; all compute the same gradient."""
+    """The closed form where it holds, else autograd; both compute the same gradient."""
     describe = getattr(policy, "plain_layers", None)
     layers: PlainLayers | None = None if describe is None else describe()
     if layers is not None and ClosedFormGradient.supports(layers, optimizer, value_clip_range):
         return ClosedFormGradient(layers)
-    eager = EagerGradient(policy, optimizer)
-    small = optimizer.size <= _LARGEST_TRACED
-    on_cpu = all(vector.device.type == "cpu" for vector in optimizer.parameters)
-    return TracedGradient(policy, eager) if small and on_cpu else eager
+    return EagerGradient(policy, optimizer)
 
 
 @contextlib.contextmanager
@@ -173,9 +192,11 @@ class _Undo:
 
 
 def _means(records: list[Tensor]) -> dict[str, float]:
-    """Mean of every metric, with one transfer to the host."""
-    means = torch.stack(records).mean(0).tolist()
-    return dict(zip((*METRICS, "grad_norm"), means, strict=True))
+    """Mean of every metric, with one transfer to the host; NaN without a gradient step."""
+    names = (*METRICS, "grad_norm")
+    if not records:
+        return dict.fromkeys(names, math.nan)
+    return dict(zip(names, torch.stack(records).mean(0).tolist(), strict=True))
 
 
 def parameter_groups(policy: nn.Module) -> dict[str, list[nn.Parameter]]:
