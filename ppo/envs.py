@@ -125,8 +125,11 @@ def _find(env_id: str) -> EnvSpec:
         remedy = "for Atari install the extra: pip install 'ppo-gae[atari]'"
         with contextlib.suppress(ImportError):
             gymnasium.register_envs(importlib.import_module("ale_py"))
+    module, _, name = env_id.rpartition(":")
     try:
-        return gymnasium.spec(env_id)
+        if module:
+            importlib.import_module(module)
+        return gymnasium.spec(name)
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         raise EnvCreationError(f"unknown environment id {env_id!r}: {error} ({remedy})") from error
 

@@ -200,9 +200,9 @@ def _means(records: list[Tensor]) -> dict[str, float]:
 
 
 def parameter_groups(policy: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The policy's own groups, or all its parameters as one."""
+    """The policy's own groups, and all parameters that none of them names as one more."""
     groups = getattr(policy, "parameter_groups", None)
-    named: dict[str, list[nn.Parameter]] = (
-        groups() if groups else {"policy": list(policy.parameters())}
-    )
-    return named
+    named: dict[str, list[nn.Parameter]] = groups() if groups else {}
+    known = {id(parameter) for group in named.values() for parameter in group}
+    rest = [parameter for parameter in policy.parameters() if id(parameter) not in known]
+    return {**named, "policy": [*named.get("policy", []), *rest]} if rest else named
