@@ -259,6 +259,42 @@ def test_a_vector_environment_brings_its_own_number_of_environments():
     env.reset()  # not closed
 
 
+def test_a_second_call_plays_other_episodes():
+    seen = []
+    agent = PPOAgent(config=SMALL)
+    for _ in range(2):
+        agent.learn(CountingEnv, 2 * ROLLOUT, callback=lambda report: seen.append(report.episodes))
+    first, second = ({ep.episode_return for ep in seen[i] + seen[i + 1]} for i in (0, 2))
+    assert len(first & second) < len(first) / 2
+
+
+def test_a_second_call_may_have_another_number_of_environments():
+    agent = PPOAgent(config=SMALL)
+    for count in (2, 5, 1):
+        agent.learn(vector(AutoresetMode.SAME_STEP, count=count), 1)
+    assert agent.steps == 8 * SMALL.num_steps
+
+
+def test_returns_of_a_call_do_not_go_on_into_the_next():
+    # Episodes longer than a call; the tag of each is in its first reward.
+    class Watched(CountingEnv):
+        def step(self, action):
+            obs, reward, *rest = super().step(action)
+            paid.append(reward)
+            return obs, reward, *rest
+
+    paid, expected = [], []
+    agent = PPOAgent(config=SMALL.replace(num_envs=1))
+    for _ in range(2):
+        agent.learn(lambda: Watched(length=1000), 1)
+        total = 0.0
+        for reward in paid[-SMALL.num_steps :]:
+            total = SMALL.gamma * total + reward
+            expected.append(total)
+    assert agent._reward_scaler.moments.mean.item() == pytest.approx(np.mean(expected))
+    assert agent._reward_scaler.moments.std.item() == pytest.approx(np.std(expected))
+
+
 def test_rows_that_only_reset_are_no_steps():
     # Episodes of 3 steps and a row for the reset: 12 of 16 rows are transitions.
     agent, reports = train(vector(AutoresetMode.NEXT_STEP), steps=48)
@@ -310,6 +346,14 @@ def test_without_normalisation_advantages_stay_in_units_of_reward():
     assert losses["rollout"] == pytest.approx(0.0, abs=1e-5)
     assert losses["minibatch"] == pytest.approx(0.0, abs=1e-5)
     assert losses["none"] < -10.0
+
+
+@pytest.mark.parametrize("mode", ["rollout", "minibatch"])
+def test_rows_that_only_reset_take_no_part_in_normalising_advantages(mode):
+    config = SMALL.replace(normalize_advantages=mode, num_epochs=1, minibatch_size=10_000)
+    _, reports = train(vector(AutoresetMode.NEXT_STEP, length=None), config=config)
+    for report in reports:
+        assert float(report[3]["policy_loss"]) == pytest.approx(0.0, abs=1e-5)
 
 
 def test_the_callers_environment_is_used_and_not_closed():

@@ -736,18 +736,24 @@ def test_parameters_that_the_last_step_made_infinite_are_an_error_too(make):
     assert_bitwise_equal(parts(policy, learner), before)
 
 
-def count_epochs(policy, **options):
-    """Epochs that an update of one minibatch per epoch took, by Adam's own count."""
-    learner = make_learner(policy, num_epochs=10, minibatch_size=48, **options)
-    improve(learner, make_batch(policy, log_ratios=0.0), learning_rate=1e-2)
-    return int(learner.state_dict()["actor.step"])
+def run_epochs(num_epochs=10, **options):
+    """Epochs that an update of one minibatch per epoch took, by Adam's own count, and its KL."""
+    policy = build()
+    learner = make_learner(policy, num_epochs=num_epochs, minibatch_size=48, **options)
+    metrics = improve(learner, make_batch(policy, log_ratios=0.0), learning_rate=1e-2)
+    return int(learner.state_dict()["actor.step"]), metrics["approx_kl"]
 
 
 def test_an_epoch_whose_kl_exceeds_the_target_is_the_last():
-    assert count_epochs(build(), target_kl=None) == 10
-    assert count_epochs(build(), target_kl=1e9) == 10
-    assert count_epochs(build(), target_kl=1e-9) == 2  # the first is still at ratio 1
-    assert 2 < count_epochs(build(), target_kl=1e-3) < 10
+    totals = [count * kl for count, kl in (run_epochs(number) for number in range(1, 7))]
+    kls = np.diff(totals, prepend=0.0)
+    assert kls[0] == pytest.approx(0.0, abs=1e-6)  # still at ratio 1
+    assert (np.diff(kls) > 0.0).all()
+    for number in range(1, 6):
+        assert run_epochs(target_kl=float(kls[number]) * 0.99)[0] == number + 1
+        assert run_epochs(target_kl=float(kls[number]) * 1.01)[0] == number + 2
+    assert run_epochs(target_kl=None)[0] == 10
+    assert run_epochs(target_kl=1e9)[0] == 10
 
 
 @pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 33])
