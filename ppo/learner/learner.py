@@ -69,7 +69,7 @@ class Learner:
         """Follow what the caller did to the policy since the last update.
 
         Parameters that were moved or re-allocated are bound again. If some were exchanged, frozen
-        or released, optimizer and gradient are made anew; the moments stay where they fit.
+        or released, optimizer and gradient are made anew; the moments stay if all their sizes do.
         """
         if _trainable(self._policy) == self._trained:
             self._optimizer.bind()
