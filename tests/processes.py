@@ -13,7 +13,10 @@ def children():
     """Ids of this process's living children, but for multiprocessing's own two servers."""
     ids = set()
     for task in Path("/proc/self/task").iterdir():
-        ids |= {int(pid) for pid in (task / "children").read_text().split()}
+        try:
+            ids |= {int(pid) for pid in (task / "children").read_text().split()}
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # a thread that has ended since its name was read; it has no children now
     return {pid for pid in ids if is_alive(pid) and not _is_server(pid)}
 
 
