@@ -44,33 +44,35 @@ class Batch:
         sizes = {name: len(tensor) for name, tensor in fields.items()}
         if not sizes or len(set(sizes.values())) != 1:
             raise ValueError(f"all fields of a Batch need one common first axis, got {sizes}")
-        self._fields = fields
+        self.__dict__ = fields
+
+    @classmethod
+    def _unchecked(cls, fields: dict[str, Tensor]) -> Batch:
+        batch = cls.__new__(cls)
+        batch.__dict__ = fields
+        return batch
 
     def __getattr__(self, name: str) -> Tensor:
-        # Copying and unpickling look attributes up before there are any fields.
-        fields: dict[str, Tensor] = self.__dict__.get("_fields", {})
-        if name not in fields:
-            raise AttributeError(f"this Batch has no field {name!r}; it has {sorted(fields)}")
-        return fields[name]
+        raise AttributeError(f"this Batch has no field {name!r}; it has {sorted(self.__dict__)}")
 
     def __len__(self) -> int:
-        return len(next(iter(self._fields.values())))
+        return len(next(iter(self.__dict__.values())))
 
     @property
     def fields(self) -> dict[str, Tensor]:
         """The tensors by name."""
-        return dict(self._fields)
+        return dict(self.__dict__)
 
     def __getitem__(self, rows: Tensor | slice) -> Batch:
-        return Batch(**{name: tensor[rows] for name, tensor in self._fields.items()})
+        return Batch(**{name: tensor[rows] for name, tensor in self.__dict__.items()})
 
     def replace(self, **fields: Tensor) -> Batch:
         """Return the batch with some fields exchanged or added."""
-        return Batch(**{**self._fields, **fields})
+        return Batch(**{**self.__dict__, **fields})
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on another device."""
-        return Batch(**{name: tensor.to(device) for name, tensor in self._fields.items()})
+        return Batch(**{name: tensor.to(device) for name, tensor in self.__dict__.items()})
 
     def minibatches(
         self, minibatch_size: int, generator: torch.Generator | None = None
@@ -96,16 +98,14 @@ class Batch:
         if rows == 0:
             return
         count = -(-rows // minibatch_size)
-        device = next(iter(self._fields.values())).device
+        device = next(iter(self.__dict__.values())).device
         order = torch.randperm(rows, generator=generator).to(device)
         # One gather for the whole epoch; the minibatches are views of it.
-        shuffled = {name: tensor[order] for name, tensor in self._fields.items()}
+        shuffled = {name: tensor[order] for name, tensor in self.__dict__.items()}
         small, extra = divmod(rows, count)
-        start = 0
-        for index in range(count):
-            stop = start + small + (index < extra)
-            yield Batch(**{name: tensor[start:stop] for name, tensor in shuffled.items()})
-            start = stop
+        sizes = [small + 1] * extra + [small] * (count - extra)
+        for parts in zip(*(tensor.split(sizes) for tensor in shuffled.values()), strict=True):
+            yield Batch._unchecked(dict(zip(shuffled, parts, strict=True)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
+from ppo.advantages import normalize
 from ppo.learner.flat_adam import FlatAdam
 from ppo.losses import ppo_loss
 from ppo.policies.protocol import Evaluation
 from ppo.rollout import Batch
 
-__all__ = ["METRICS", "EagerGradient", "Gradient", "LossWeights"]
+__all__ = ["METRICS", "EagerGradient", "Gradient", "LossSettings"]
 
 METRICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 """Names of what a gradient reports, in order."""
 
 
 @dataclasses.dataclass(frozen=True)
-class LossWeights:
-    """The numbers in the loss that may change from update to update."""
+class LossSettings:
+    """What the loss of a minibatch depends on besides its rows."""
 
     clip_range: float
     entropy_coef: float
     value_coef: float
     value_clip_range: float | None
+    normalize_advantages: bool  # of each minibatch by itself
 
 
 class Gradient(Protocol):
@@ -38,11 +40,11 @@ class Gradient(Protocol):
 
     num_threads: int | None
 
-    def prepare(self, batch: Batch) -> Batch:
-        """Do once per update what does not depend on the parameters."""
+    def begin(self) -> None:
+        """Take note that an update begins: the policy may have changed since the last one."""
 
-    def __call__(self, batch: Batch, weights: LossWeights) -> Tensor:
-        """Write the gradient of one prepared minibatch; returns the `METRICS`, detached `[5]`."""
+    def __call__(self, batch: Batch, settings: LossSettings) -> Sequence[float | Tensor]:
+        """Write the gradient of one minibatch; returns the `METRICS`, as numbers or tensors."""
 
 
 class EagerGradient:
@@ -59,26 +61,28 @@ class EagerGradient:
         self._policy = policy
         self._optimizer = optimizer
 
-    def prepare(self, batch: Batch) -> Batch:
-        """Nothing to prepare."""
-        return batch
+    def begin(self) -> None:
+        """Nothing to note."""
 
-    def __call__(self, batch: Batch, weights: LossWeights) -> Tensor:
-        """Write the gradient of one minibatch."""
+    def __call__(self, batch: Batch, settings: LossSettings) -> list[Tensor]:
+        """Write the gradient of one minibatch; returns the `METRICS`, detached."""
+        advantages = batch.advantages
+        if settings.normalize_advantages:
+            advantages = normalize(advantages)
         new = Evaluation(*self._policy.evaluate(batch.obs, batch.actions))  # type: ignore[operator]
         loss = ppo_loss(
             new.log_probs,
             batch.log_probs,
-            batch.advantages,
+            advantages,
             new.values,
             batch.returns,
             new.entropy,
-            clip_range=weights.clip_range,
-            value_coef=weights.value_coef,
-            entropy_coef=weights.entropy_coef,
-            value_clip_range=weights.value_clip_range,
+            clip_range=settings.clip_range,
+            value_coef=settings.value_coef,
+            entropy_coef=settings.entropy_coef,
+            value_clip_range=settings.value_clip_range,
             old_values=batch.values,
         )
         self._optimizer.zero_grad()
         loss.total.backward()
-        return torch.stack([getattr(loss, name) for name in METRICS])
+        return [getattr(loss, name).detach() for name in METRICS]

@@ -1,13 +1,14 @@
-"""Adam over one flat vector per network.
+"""Adam over flat vectors.
 
-The parameters of a network become views of one vector, its gradients views of another. Clipping a
-network's gradient is then one norm and one product, and the optimizer one call, whatever the
-number of layers.
+The parameters of all networks become views of one vector, their gradients views of another.
+Clipping a network's gradient is then one norm and one product, and the optimizer one call,
+whatever the number of layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,8 @@ class FlatAdam:
     again by `bind`.
 
     Args:
-        groups: Parameters by network; each network is clipped on its own.
+        groups: Parameters by network; each network is clipped on its own. A network of several
+            types is clipped in parts.
         eps: Floor of the denominator.
 
     Attributes:
@@ -35,27 +37,27 @@ class FlatAdam:
 
     def __init__(self, groups: Mapping[str, Sequence[nn.Parameter]], eps: float) -> None:
         self._eps = eps
-        self._members: list[list[nn.Parameter]] = []
-        self._names: list[str] = []
+        networks: dict[tuple[torch.dtype, torch.device], dict[str, list[nn.Parameter]]] = {}
         for name, members in groups.items():
-            # Vectors need one type and device; a network of several is clipped in parts.
             kinds = {(p.dtype, p.device): None for p in members if p.requires_grad}
             for number, kind in enumerate(kinds):
-                self._names.append(name if number == 0 else f"{name}{number}")
-                self._members.append(
-                    [p for p in members if p.requires_grad and (p.dtype, p.device) == kind]
-                )
-        if not self._members:
+                part = name if number == 0 else f"{name}{number}"
+                networks.setdefault(kind, {})[part] = [
+                    p for p in members if p.requires_grad and (p.dtype, p.device) == kind
+                ]
+        if not networks:
             raise ValueError("the policy has no parameters to train")
-        self.parameters = [
-            torch.cat([p.detach().reshape(-1) for p in group]) for group in self._members
-        ]
-        self.gradients = [torch.zeros_like(vector) for vector in self.parameters]
-        self._exp_avg = [torch.zeros_like(vector) for vector in self.parameters]
-        self._exp_avg_sq = [torch.zeros_like(vector) for vector in self.parameters]
-        self._steps = [
-            torch.zeros((), dtype=torch.float32, device=vector.device) for vector in self.parameters
-        ]
+        # One vector for all networks of a type, and each network's part of it.
+        self._vectors = [_Vectors(list(parts.values())) for parts in networks.values()]
+        self._names = [name for parts in networks.values() for name in parts]
+        self._members = [members for parts in networks.values() for members in parts.values()]
+        self.parameters = [part for v in self._vectors for part in v.parts(v.parameters)]
+        self.gradients = [part for v in self._vectors for part in v.parts(v.gradients)]
+        self._exp_avg = [part for v in self._vectors for part in v.parts(v.exp_avg)]
+        self._exp_avg_sq = [part for v in self._vectors for part in v.parts(v.exp_avg_sq)]
+        # Counted once for all: they take every step together.
+        self._step_count = torch.zeros((), dtype=torch.float32, device=self.parameters[0].device)
+        self._on_cpu = all(v.parameters.device.type == "cpu" for v in self._vectors)
         self.bind()
 
     def bind(self) -> None:
@@ -73,42 +75,54 @@ class FlatAdam:
                 parameter.grad = gradient[part].view(parameter.shape)
                 start = part.stop
 
+    def take_over(self, other: FlatAdam) -> None:
+        """Continue with another optimizer's moments where a parameter is its too."""
+        self._step_count.copy_(other._step_count)
+        theirs = {id(parameter): state for parameter, *state in other._moments()}
+        for parameter, *state in self._moments():
+            for ours, old in zip(state, theirs.get(id(parameter), ()), strict=False):
+                ours.copy_(old)
+
+    def _moments(self) -> Iterator[tuple[nn.Parameter, Tensor, Tensor]]:
+        """Every parameter with its two moments, as views `[p]`."""
+        for group, *vectors in zip(self._members, self._exp_avg, self._exp_avg_sq, strict=True):
+            sizes = [parameter.numel() for parameter in group]
+            yield from zip(group, *(vector.split(sizes) for vector in vectors), strict=True)
+
     @property
-    def size(self) -> int:
-        """Number of parameters."""
-        return sum(vector.numel() for vector in self.parameters)
+    def members(self) -> list[nn.Parameter]:
+        """The parameters, network after network."""
+        return [parameter for group in self._members for parameter in group]
 
     def is_finite(self) -> bool:
         """True if no parameter is NaN or infinite."""
-        return all(bool(torch.isfinite(vector).all()) for vector in self.parameters)
+        return all(bool(torch.isfinite(v.parameters).all()) for v in self._vectors)
 
     def zero_grad(self) -> None:
         """Set all gradients to 0, in place."""
-        for gradient in self.gradients:
-            gradient.zero_()
+        for vectors in self._vectors:
+            vectors.gradients.zero_()
 
-    @torch.no_grad()
-    def step(self, learning_rate: float, max_grad_norm: float) -> Tensor:
-        """Clip each network's gradient and take one step; nothing is read back to the host.
+    def step(self, learning_rate: float, max_grad_norm: float) -> float | Tensor:
+        """Clip each network's gradient and take one step; nothing is read back from a GPU.
 
         Args:
             learning_rate: Step size.
-            max_grad_norm: Limit on the norm of each vector's gradient.
+            max_grad_norm: Limit on the norm of each network's gradient.
 
         Returns:
-            Norm of the whole gradient before clipping, without axes.
+            Norm of the whole gradient before clipping: a number on the CPU, else a tensor `[]`.
         """
-        norms = torch._foreach_norm(self.gradients)
-        for gradient, norm in zip(self.gradients, norms, strict=True):
-            gradient.mul_((max_grad_norm / (norm + 1e-6)).clamp_(max=1.0))
-        torch._foreach_add_(self._steps, 1.0)
+        clip = _clip_on_cpu if self._on_cpu else _clip
+        norms = [clip(gradient, max_grad_norm) for gradient in self.gradients]
+        self._step_count.add_(1.0)
         torch._fused_adam_(
-            self.parameters,
-            self.gradients,
-            self._exp_avg,
-            self._exp_avg_sq,
+            [v.parameters for v in self._vectors],
+            [v.gradients for v in self._vectors],
+            [v.exp_avg for v in self._vectors],
+            [v.exp_avg_sq for v in self._vectors],
             [],
-            self._steps,
+            [self._step_count] * len(self._vectors),
             lr=learning_rate,
             beta1=_BETAS[0],
             beta2=_BETAS[1],
@@ -117,7 +131,7 @@ class FlatAdam:
             amsgrad=False,
             maximize=False,
         )
-        return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+        return math.hypot(*norms) if self._on_cpu else torch.linalg.vector_norm(torch.stack(norms))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of the moments and step counts, named `<network>.<name>`."""
@@ -139,9 +153,44 @@ class FlatAdam:
             tensor.copy_(state[name])
 
     def _state(self) -> dict[str, Tensor]:
-        kinds = {"exp_avg": self._exp_avg, "exp_avg_sq": self._exp_avg_sq, "step": self._steps}
+        kinds = {
+            "exp_avg": self._exp_avg,
+            "exp_avg_sq": self._exp_avg_sq,
+            "step": [self._step_count] * len(self._names),
+        }
         return {
             f"{name}.{kind}": tensors[index]
             for kind, tensors in kinds.items()
             for index, name in enumerate(self._names)
         }
+
+
+class _Vectors:
+    """Parameters, gradients and moments of networks of one type, each in one vector `[P]`."""
+
+    def __init__(self, networks: list[list[nn.Parameter]]) -> None:
+        flat = [p.detach().reshape(-1) for members in networks for p in members]
+        self._sizes = [sum(p.numel() for p in members) for members in networks]
+        self.parameters = torch.cat(flat)
+        self.gradients = torch.zeros_like(self.parameters)
+        self.exp_avg = torch.zeros_like(self.parameters)
+        self.exp_avg_sq = torch.zeros_like(self.parameters)
+
+    def parts(self, vector: Tensor) -> Sequence[Tensor]:
+        """The networks' own parts of one of the vectors."""
+        return vector.split(self._sizes)
+
+
+def _clip(gradient: Tensor, limit: float) -> Tensor:
+    norm = torch.linalg.vector_norm(gradient)
+    gradient.mul_((limit / (norm + 1e-6)).clamp_(max=1.0))
+    return norm
+
+
+def _clip_on_cpu(gradient: Tensor, limit: float) -> float:
+    """The same in half of the calls: what is on the host can be looked at."""
+    norm = math.sqrt(torch.dot(gradient, gradient).item())
+    if norm + 1e-6 > limit:
+        array = gradient.numpy()
+        array *= limit / (norm + 1e-6)
+    return norm

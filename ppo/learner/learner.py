@@ -10,12 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ppo.advantages import normalize
 from ppo.errors import NonFiniteError
-from ppo.learner.closed_form import ClosedFormGradient
-from ppo.learner.eager import METRICS, EagerGradient, Gradient, LossWeights
+from ppo.learner.eager import METRICS, EagerGradient, Gradient, LossSettings
 from ppo.learner.flat_adam import FlatAdam
-from ppo.policies.protocol import PlainLayers
+from ppo.learner.recorded import RecordedGradient
 from ppo.rollout import Batch
 
 __all__ = ["Learner"]
@@ -63,21 +61,20 @@ class Learner:
     def _build(self) -> None:
         self._trained = _trainable(self._policy)
         self._optimizer = FlatAdam(parameter_groups(self._policy), self._adam_eps)
-        self._gradient = _fastest_gradient(self._policy, self._optimizer, self._value_clip_range)
+        self._gradient = _fastest_gradient(self._policy, self._optimizer)
 
     def _take_up_changes(self) -> None:
         """Follow what the caller did to the policy since the last update.
 
         Parameters that were moved or re-allocated are bound again. If some were exchanged, frozen
-        or released, optimizer and gradient are made anew; the moments stay if all their sizes do.
+        or released, optimizer and gradient are made anew; parameters that stay keep their moments.
         """
         if _trainable(self._policy) == self._trained:
             self._optimizer.bind()
             return
-        moments = self._optimizer.state_dict()
+        before = self._optimizer
         self._build()
-        with contextlib.suppress(ValueError):
-            self._optimizer.load_state_dict(moments)
+        self._optimizer.take_over(before)
 
     def improve(
         self,
@@ -104,30 +101,34 @@ class Learner:
             NonFiniteError: A loss or gradient is not finite; policy and optimizer are as before.
         """
         self._take_up_changes()
-        weights = LossWeights(clip_range, entropy_coef, self._value_coef, self._value_clip_range)
+        self._gradient.begin()
+        settings = LossSettings(
+            clip_range,
+            entropy_coef,
+            self._value_coef,
+            self._value_clip_range,
+            self._normalize_advantages,
+        )
         undo = _Undo(self._policy, self._optimizer)
-        batch = self._gradient.prepare(batch)
         # What overflows is found by its metric; NumPy need not warn of it as well.
         with _threads(self._gradient.num_threads), np.errstate(all="ignore"):
-            return self._run_epochs(batch, generator, weights, learning_rate, undo)
+            return self._run_epochs(batch, generator, settings, learning_rate, undo)
 
     def _run_epochs(
         self,
         batch: Batch,
         generator: torch.Generator,
-        weights: LossWeights,
+        settings: LossSettings,
         learning_rate: float,
         undo: _Undo,
     ) -> dict[str, float]:
-        records: list[Tensor] = []
+        records: list[list[float | Tensor]] = []
         for _ in range(self._num_epochs if len(batch) else 0):
             first = len(records)
             for mini in batch.minibatches(self._minibatch_size, generator):
-                if self._normalize_advantages:
-                    mini = mini.replace(advantages=normalize(mini.advantages))
-                metrics = self._gradient(mini, weights)
+                metrics = self._gradient(mini, settings)
                 norm = self._optimizer.step(learning_rate, self._max_grad_norm)
-                records.append(torch.cat([metrics, norm.reshape(1)]))
+                records.append([*metrics, norm])
             epoch = _means(records[first:])
             bad = [name for name, mean in epoch.items() if not math.isfinite(mean)]
             if not self._optimizer.is_finite():
@@ -156,14 +157,10 @@ def _trainable(policy: nn.Module) -> list[tuple[int, bool]]:
     return [(id(parameter), parameter.requires_grad) for parameter in policy.parameters()]
 
 
-def _fastest_gradient(
-    policy: nn.Module, optimizer: FlatAdam, value_clip_range: float | None
-) -> Gradient:
-    """The closed form where it holds, else autograd; both compute the same gradient."""
-    describe = getattr(policy, "plain_layers", None)
-    layers: PlainLayers | None = None if describe is None else describe()
-    if layers is not None and ClosedFormGradient.supports(layers, optimizer, value_clip_range):
-        return ClosedFormGradient(layers)
+def _fastest_gradient(policy: nn.Module, optimizer: FlatAdam) -> Gradient:
+    """A recording where that pays, else autograd; both compute the same gradient."""
+    if RecordedGradient.supports(optimizer):
+        return RecordedGradient(policy, optimizer)
     return EagerGradient(policy, optimizer)
 
 
@@ -191,12 +188,17 @@ class _Undo:
         self._optimizer.load_state_dict(self._moments)
 
 
-def _means(records: list[Tensor]) -> dict[str, float]:
+def _means(records: list[list[float | Tensor]]) -> dict[str, float]:
     """Mean of every metric, with one transfer to the host; NaN without a gradient step."""
     names = (*METRICS, "grad_norm")
     if not records:
         return dict.fromkeys(names, math.nan)
-    return dict(zip(names, torch.stack(records).mean(0).tolist(), strict=True))
+    first = records[0][0]
+    if isinstance(first, Tensor):
+        rows = torch.stack([torch.stack(record) for record in records])  # type: ignore[arg-type]
+    else:
+        rows = torch.tensor(records, dtype=torch.float64)
+    return dict(zip(names, rows.mean(0).tolist(), strict=True))
 
 
 def parameter_groups(policy: nn.Module) -> dict[str, list[nn.Parameter]]:

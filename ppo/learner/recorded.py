@@ -1,0 +1,217 @@
+"""The gradient of a small policy, recorded once and replayed without autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ppo.learner.eager import EagerGradient, LossSettings
+from ppo.learner.flat_adam import FlatAdam
+from ppo.learner.numpy_loss import normalized, policy_loss, value_loss
+from ppo.learner.tape import Program, Tape, UnsupportedError
+from ppo.policies.protocol import Evaluation
+from ppo.rollout import Batch
+
+__all__ = ["RecordedGradient"]
+
+# Beyond these, arithmetic outweighs what a recording saves.
+_LARGEST_PARAMETER = 256 * 256
+_MOST_ROWS = 4096
+
+_REPLAYS_PER_COMPARISON = 256
+_TOLERANCE = 1e-3  # of a gradient's norm
+
+
+class RecordedGradient:
+    """Records `evaluate` and its backward pass, once per size of minibatch, and replays them.
+
+    A recording holds while the policy computes the same. It is dropped when an attribute of a
+    module has changed, and is compared with autograd when it is new and on every 256th replay. A
+    policy that cannot be repeated (random numbers, branches on values, hooks) is left to autograd.
+
+    Args:
+        policy: Evaluated on minibatches.
+        optimizer: Holds the gradients that are written.
+    """
+
+    num_threads: int | None = 1
+
+    def __init__(self, policy: nn.Module, optimizer: FlatAdam) -> None:
+        self._policy = policy
+        self._optimizer = optimizer
+        self._eager = EagerGradient(policy, optimizer)
+        self._recordings: dict[tuple[int, bool], _Recording] = {}
+        self._attributes: list[object] = []
+        self._repeatable = True
+
+    @staticmethod
+    def supports(optimizer: FlatAdam) -> bool:
+        """True for parameters on the CPU that are small enough."""
+        return all(
+            p.device.type == "cpu"
+            and p.dtype in (torch.float32, torch.float64)
+            and p.numel() <= _LARGEST_PARAMETER
+            for p in optimizer.members
+        )
+
+    def begin(self) -> None:
+        """Drop the recordings if the policy is not as it was at the last update."""
+        attributes = _attributes(self._policy)
+        if not _same(attributes, self._attributes):
+            self._recordings.clear()
+            self._attributes = attributes
+            self._repeatable = not any(_is_watched(module) for module in self._policy.modules())
+
+    def __call__(self, batch: Batch, settings: LossSettings) -> list[float]:
+        """Write the gradient of one minibatch; returns the `METRICS`."""
+        if not self._repeatable or len(batch) > _MOST_ROWS:
+            return self._by_autograd(batch, settings)
+        key = len(batch), settings.entropy_coef != 0.0
+        try:
+            if key not in self._recordings:
+                self._recordings[key] = _Recording(self._policy, batch, settings)
+        except UnsupportedError:
+            self._repeatable = False
+            return self._by_autograd(batch, settings)
+        recording = self._recordings[key]
+        metrics = recording.replay(batch, settings)
+        if recording.replays <= 2 or recording.replays % _REPLAYS_PER_COMPARISON == 0:
+            return self._compare(recording, metrics, batch, settings)
+        return metrics
+
+    def _by_autograd(self, batch: Batch, settings: LossSettings) -> list[float]:
+        return [metric.item() for metric in self._eager(batch, settings)]
+
+    def _compare(
+        self,
+        recording: _Recording,
+        metrics: list[float],
+        batch: Batch,
+        settings: LossSettings,
+    ) -> list[float]:
+        """Keep what was replayed if autograd agrees; else take what autograd says."""
+        replayed = [gradient.clone() for gradient in self._optimizer.gradients]
+        true_metrics = self._by_autograd(batch, settings)
+        for ours, truth in zip(replayed, self._optimizer.gradients, strict=True):
+            norm = truth.norm()
+            if norm.isfinite() and not (ours - truth).norm() <= _TOLERANCE * norm + 1e-7:
+                self._recordings.clear()
+                self._repeatable = recording.replays > 2
+                return true_metrics
+        for ours, gradient in zip(replayed, self._optimizer.gradients, strict=True):
+            gradient.copy_(ours)
+        return metrics
+
+
+class _Recording:
+    """Forward and backward program for minibatches of one size.
+
+    Raises:
+        UnsupportedError: The policy cannot be repeated.
+    """
+
+    def __init__(self, policy: nn.Module, batch: Batch, settings: LossSettings) -> None:
+        self.replays = 0
+        obs, actions = batch.obs.clone(), batch.actions.clone()
+        self._obs, self._actions = obs.numpy(), actions.numpy()
+        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        tape = Tape()
+        with torch.enable_grad():
+            with tape.record():
+                new = Evaluation(*policy.evaluate(obs, actions))  # type: ignore[operator]
+            for name, output in new._asdict().items():
+                if output.shape != (len(batch),) or output.dtype != new.values.dtype:
+                    raise UnsupportedError(f"{name} has {output.dtype} {tuple(output.shape)}")
+            slopes = {name: torch.zeros_like(output) for name, output in new._asdict().items()}
+            pulling = [name for name in slopes if getattr(new, name).requires_grad]
+            if settings.entropy_coef == 0.0 and "entropy" in pulling:
+                pulling.remove("entropy")
+            with tape.record():
+                gradients = torch.autograd.grad(
+                    [getattr(new, name) for name in pulling],
+                    trained,
+                    [slopes[name] for name in pulling],
+                    allow_unused=True,
+                )
+        self._forward, self._backward, self._copies = _programs(tape, trained, gradients)
+        self._log_probs, self._entropy, self._values = (x.detach().numpy() for x in new)
+        self._d_log_probs, self._d_entropy, self._d_values = (x.numpy() for x in slopes.values())
+
+    def replay(self, batch: Batch, settings: LossSettings) -> list[float]:
+        """Write the gradient of a minibatch; returns the `METRICS`."""
+        self.replays += 1
+        np.copyto(self._obs, batch.obs.numpy())
+        np.copyto(self._actions, batch.actions.numpy())
+        self._forward()
+        advantages = batch.advantages.numpy()
+        if settings.normalize_advantages:
+            advantages = normalized(advantages)
+        loss, kl, clip_fraction = policy_loss(
+            self._log_probs,
+            batch.log_probs.numpy(),
+            advantages,
+            settings.clip_range,
+            self._d_log_probs,
+        )
+        error = value_loss(self._values, batch, settings, self._d_values)
+        self._d_entropy.fill(-settings.entropy_coef / len(advantages))
+        entropy = float(np.add.reduce(self._entropy)) / len(advantages)
+        self._backward()
+        for gradient, found in self._copies:
+            np.copyto(gradient, found)
+        return [loss, error, entropy, kl, clip_fraction]
+
+
+def _programs(
+    tape: Tape, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]
+) -> tuple[Program, Program, list[tuple[np.ndarray, np.ndarray]]]:
+    """The two programs, and the gradients that have to be copied to their parameters."""
+    homes, copies, storages = [], [], set()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        assert parameter.grad is not None
+        found = torch.zeros_like(parameter) if gradient is None else gradient
+        storage = found.untyped_storage()
+        if (
+            gradient is not None
+            and gradient.is_contiguous()
+            and storage.nbytes() == gradient.nbytes
+            and storage.data_ptr() not in storages
+        ):
+            homes.append((gradient, parameter.grad))
+        else:
+            copies.append((parameter.grad.numpy(), found.detach().numpy()))
+        storages.add(storage.data_ptr())
+    forward, backward = tape.programs(homes)
+    return forward, backward, copies
+
+
+def _attributes(policy: nn.Module) -> list[object]:
+    """Everything that hangs on the policy's modules, to see whether any of it is exchanged."""
+    tables = [
+        table
+        for module in policy.modules()
+        for table in (vars(module), module._parameters, module._buffers, module._modules)
+    ]
+    return [value for table in tables for value in table.values()]
+
+
+def _same(one: list[object], other: list[object]) -> bool:
+    simple = (bool, int, float, str)
+    return len(one) == len(other) and all(
+        a is b or (type(a) is type(b) and isinstance(a, simple) and a == b)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """True if somebody must be called whenever the module runs, or if it was compiled."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    tensors = [*module._parameters.values(), *module._buffers.values()]
+    return (
+        any(getattr(module, name, None) for name in hooks)
+        or any(tensor is not None and tensor._backward_hooks for tensor in tensors)
+        or hasattr(module, "_orig_mod")
+    )
