@@ -88,7 +88,7 @@ def test_micro_relates_every_part_to_something_else(measure):
         assert row["values"][0] > 0
         ratios.setdefault(row["table"], {})[row["name"]] = row["ratios"]
     assert set(ratios) == {"update", "acting", "gae", "collecting", "start"}
-    for way in ("plain torch", "eager", "closed form"):
+    for way in ("plain torch", "eager", "recorded"):
         assert len(ratios["update"][f"Gaussian, 64 rows, {way}"]) == 1
     assert ratios["collecting"]["CartPole-v1, 2 processes without a policy"] == [1.0]
     assert ratios["start"]["import torch"] == [1.0]

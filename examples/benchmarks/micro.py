@@ -24,10 +24,10 @@ from results import Row, markdown, save
 from workloads import STEADY
 
 from ppo import Batch, RolloutCollector, gae, make_policy, normalize
-from ppo.learner.closed_form import ClosedFormGradient
-from ppo.learner.eager import EagerGradient, LossWeights
+from ppo.learner.eager import EagerGradient, LossSettings
 from ppo.learner.flat_adam import FlatAdam
 from ppo.learner.learner import parameter_groups
+from ppo.learner.recorded import RecordedGradient
 
 HERE = Path(__file__).parent
 TASKS = {"categorical": STEADY["cartpole"], "Gaussian": STEADY["halfcheetah-8"]}
@@ -115,7 +115,7 @@ def update_table(args):
 
 GRADIENTS = {
     "eager": EagerGradient,
-    "closed form": lambda policy, optimizer: ClosedFormGradient(policy.plain_layers()),
+    "recorded": RecordedGradient,
 }
 
 
@@ -123,8 +123,8 @@ def own_step(name, policy, batch):
     """What the learner does with a minibatch once its advantages are normalised."""
     optimizer = FlatAdam(parameter_groups(policy), eps=1e-5)
     gradient = GRADIENTS[name](policy, optimizer)
-    weights = LossWeights(0.2, 0.0, 0.5, None)
-    batch = gradient.prepare(batch)
+    weights = LossSettings(0.2, 0.0, 0.5, None, False)
+    gradient.begin()
     gradient(batch, weights)
 
     def step():

@@ -113,8 +113,7 @@ class FlatAdam:
         Returns:
             Norm of the whole gradient before clipping: a number on the CPU, else a tensor `[]`.
         """
-        clip = _clip_on_cpu if self._on_cpu else _clip
-        norms = [clip(gradient, max_grad_norm) for gradient in self.gradients]
+        norm = (_clip_on_cpu if self._on_cpu else _clip)(self.gradients, max_grad_norm)
         self._step_count.add_(1.0)
         torch._fused_adam_(
             [v.parameters for v in self._vectors],
@@ -131,7 +130,7 @@ class FlatAdam:
             amsgrad=False,
             maximize=False,
         )
-        return math.hypot(*norms) if self._on_cpu else torch.linalg.vector_norm(torch.stack(norms))
+        return norm
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of the moments and step counts, named `<network>.<name>`."""
@@ -178,19 +177,26 @@ class _Vectors:
 
     def parts(self, vector: Tensor) -> Sequence[Tensor]:
         """The networks' own parts of one of the vectors."""
-        return vector.split(self._sizes)
+        parts: Sequence[Tensor] = torch.split(vector, self._sizes)
+        return parts
 
 
-def _clip(gradient: Tensor, limit: float) -> Tensor:
-    norm = torch.linalg.vector_norm(gradient)
-    gradient.mul_((limit / (norm + 1e-6)).clamp_(max=1.0))
-    return norm
+def _clip(gradients: Sequence[Tensor], limit: float) -> Tensor:
+    """Clip each gradient by itself; returns the norm of them all before."""
+    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+    for gradient, norm in zip(gradients, norms, strict=True):
+        gradient.mul_((limit / (norm + 1e-6)).clamp_(max=1.0))
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return total
 
 
-def _clip_on_cpu(gradient: Tensor, limit: float) -> float:
+def _clip_on_cpu(gradients: Sequence[Tensor], limit: float) -> float:
     """The same in half of the calls: what is on the host can be looked at."""
-    norm = math.sqrt(torch.dot(gradient, gradient).item())
-    if norm + 1e-6 > limit:
-        array = gradient.numpy()
-        array *= limit / (norm + 1e-6)
-    return norm
+    norms = []
+    for gradient in gradients:
+        norm = math.sqrt(torch.dot(gradient, gradient).item())
+        if norm + 1e-6 > limit:
+            array = gradient.numpy()
+            array *= limit / (norm + 1e-6)
+        norms.append(norm)
+    return math.hypot(*norms)

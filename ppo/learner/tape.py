@@ -41,7 +41,7 @@ class _Call(NamedTuple):
 
 class _Recorder(TorchDispatchMode):
     def __init__(self, tape: Tape) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._tape = tape
 
     @classmethod
@@ -62,6 +62,7 @@ class Program:
         self._steps = steps
 
     def __call__(self) -> None:
+        """Compute everything again."""
         for function, args in self._steps:
             function(*args)
 

@@ -37,7 +37,6 @@ class Policy(Protocol):
       environment. It is then called as `act(obs, noise=...)`, which makes the noise a function of
       (seed, environment, step) alone; otherwise `act(obs, generator=...)` gets a torch generator.
     - `snapshot()`: an `Actor`, a small NumPy copy that worker processes run by themselves.
-    - `plain_layers()`: `PlainLayers`, by which its gradient can be computed in closed form.
     - `update_normalizer(obs)`: fold observations `[B, ...]` into its running statistics; the agent
       calls it between rollouts.
     - `parameter_groups()`: parameters by name of the network they belong to; each group's gradient
