@@ -27,6 +27,7 @@ from ppo.policies import ActorCritic, Evaluation, Policy, PolicyConfig, make_pol
 from ppo.report import Report
 from ppo.rollout import Batch, Episode, Rollout
 from ppo.schedules import Constant, Linear, Schedule
+from ppo.statistics import RewardScaler
 
 __all__ = [
     "ActorCritic",
@@ -46,6 +47,7 @@ __all__ = [
     "Policy",
     "PolicyConfig",
     "Report",
+    "RewardScaler",
     "Rollout",
     "RolloutCollector",
     "Schedule",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,20 +17,27 @@ from torch import nn
 from typing_extensions import Self
 
 from ppo.advantages import gae, normalize
-from ppo.checkpoint import read_checkpoint, versions, write_checkpoint
+from ppo.checkpoint import read_checkpoint, read_counts, versions, write_checkpoint
 from ppo.collector import RolloutCollector
 from ppo.config import PPOConfig
 from ppo.envs import EnvLike
-from ppo.errors import CheckpointError, PPOError, SpaceError
+from ppo.errors import CheckpointError, PPOError
 from ppo.evaluation import EvaluationResult, evaluate
 from ppo.learner import Learner
 from ppo.losses import explained_variance
-from ppo.policies.actor_critic import make_policy
-from ppo.policies.protocol import Policy
+from ppo.policies.actor_critic import blank_policy, make_policy
+from ppo.policies.protocol import Policy, freeze_exactly, frozen_parameters
 from ppo.progress import progress_bar
-from ppo.report import Callback, Report
+from ppo.report import Callback, Report, asks_to_stop, episode_means
 from ppo.rollout import Episode, Rollout
-from ppo.spaces import Space, make_action_adapter, observation_dtype, space_from_dict, space_to_dict
+from ppo.spaces import (
+    Space,
+    as_batch,
+    check_policy_spaces,
+    make_action_adapter,
+    space_from_dict,
+    space_to_dict,
+)
 from ppo.statistics import RewardScaler
 
 __all__ = ["PPOAgent"]
@@ -103,6 +109,7 @@ class PPOAgent:
         self.policy = policy.to(self.device)
         self.observation_space = getattr(policy, "observation_space", None)
         self.action_space = getattr(policy, "action_space", None)
+        self._frozen = frozen_parameters(policy)
         self._learner = Learner(
             policy,
             num_epochs=config.num_epochs,
@@ -117,14 +124,8 @@ class PPOAgent:
 
     def _build(self, observation_space: Space, action_space: Space) -> None:
         """Make the policy for these spaces, or check that it is for them."""
-        if self.observation_space is not None:
-            spaces = (self.observation_space, self.action_space)
-            if spaces != (observation_space, action_space):
-                raise SpaceError(
-                    f"this agent was trained with spaces {spaces[0]} and {spaces[1]}, but the "
-                    f"environment has {observation_space} and {action_space}; "
-                    "use another agent, or wrap the environment"
-                )
+        # The agent knows the spaces of its training also where the policy names none.
+        check_policy_spaces(self, observation_space, action_space)
         if self.policy is None:
             seed = self._child_seed(2)
             self._adopt(make_policy(observation_space, action_space, self.config.policy, seed=seed))
@@ -164,8 +165,7 @@ class PPOAgent:
         if not steps >= 1:  # NaN too
             raise ValueError(f"steps must be at least 1, got {steps}")
         goal = self.steps + steps
-        show = sys.stderr.isatty() if progress is None else progress
-        with self._collector(env) as collector, progress_bar(self.steps, goal, show) as bar:
+        with self._collector(env) as collector, progress_bar(self.steps, goal, progress) as bar:
             self._build(collector.observation_space, collector.action_space)
             self.goal = goal
             self._learn_calls += 1
@@ -182,7 +182,7 @@ class PPOAgent:
                 bar(report)
                 if self._logger is not None:
                     self._logger(report)
-                if callback is not None and _is_false(callback(report)):
+                if callback is not None and asks_to_stop(callback(report)):
                     break
         return self
 
@@ -197,9 +197,7 @@ class PPOAgent:
 
     def _report(self, rollout: Rollout, metrics: dict[str, float]) -> Report:
         self._recent.extend(rollout.episodes)
-        for name in ("episode_return", "episode_length"):
-            values = [getattr(episode, name) for episode in self._recent]
-            metrics[name] = float(np.mean(values)) if values else float("nan")
+        metrics |= episode_means(self._recent)
         return Report(
             steps=self.steps,
             goal=self.goal,
@@ -212,7 +210,8 @@ class PPOAgent:
         """Improve the policy on one rollout: the whole of PPO.
 
         Args:
-            rollout: Collected with `agent.policy` as it is now.
+            rollout: Collected with `agent.policy` as it is now. One of another number of
+                environments begins other episodes: reward scaling starts their returns anew.
 
         Returns:
             `policy_loss, value_loss, entropy, approx_kl, clip_fraction, grad_norm` (means over
@@ -230,7 +229,10 @@ class PPOAgent:
         scaler = copy.deepcopy(self._reward_scaler)  # kept only if the update succeeds
         rewards = rollout.rewards
         if config.normalize_rewards:
-            scaler = scaler or RewardScaler(config.gamma, rewards.shape[1])
+            num_envs = rewards.shape[1]
+            scaler = scaler or RewardScaler(config.gamma, num_envs)
+            if scaler.num_envs != num_envs:  # other environments, so other episodes
+                scaler.reset(num_envs)
             rewards = scaler(rewards, rollout.terminated, rollout.truncated, rollout.valid)
         advantages, returns = gae(
             rewards,
@@ -248,6 +250,7 @@ class PPOAgent:
 
         progress = min(self.steps / self.goal, 1.0) if self.goal else 0.0
         learning_rate = config.learning_rate(progress)
+        self._frozen = frozen_parameters(self.policy)
         metrics = self._learner.improve(
             batch,
             self._generator,
@@ -280,14 +283,8 @@ class PPOAgent:
         """
         if self.policy is None or self.observation_space is None or self.action_space is None:
             raise PPOError("act needs a trained agent: call learn or load first")
-        shape = self.observation_space.shape or ()
-        array = np.asarray(obs, observation_dtype(self.observation_space))  # type: ignore[arg-type]
-        single = array.shape == shape
-        if not single and array.shape[1:] != shape:
-            raise ValueError(
-                f"obs must have shape {shape} or [B, *{shape}], got shape {array.shape}"
-            )
-        batch = torch.from_numpy(np.array(array[None] if single else array)).to(self.device)
+        array, single = as_batch(obs, self.observation_space)
+        batch = torch.from_numpy(array).to(self.device)
         actions = self.policy.act(batch, generator=self._act_generator, deterministic=deterministic)
         adapted = make_action_adapter(self.action_space)(actions.cpu().numpy())
         if not single:
@@ -340,6 +337,9 @@ class PPOAgent:
             "goal": self.goal,
             "learn_calls": self._learn_calls,
             "recent_episodes": [list(episode) for episode in self._recent],
+            "frozen": frozen_parameters(self.policy),
+            # Since the latest update others may have been frozen, of which it has no notion yet.
+            "frozen_in_optimizer": self._frozen,
             "versions": versions(),
         }
         write_checkpoint(path, groups, document)
@@ -368,23 +368,27 @@ class PPOAgent:
         groups, document = read_checkpoint(path)
         try:
             config = PPOConfig.from_dict(document["config"])
-            agent = cls(policy, config=config, seed=document["seed"], device=device, logger=logger)
-            agent._build(
+            spaces = (
                 space_from_dict(document["observation_space"]),
                 space_from_dict(document["action_space"]),
             )
+            if policy is None:
+                policy = blank_policy(*spaces, config.policy, groups["policy"])
+            frozen = document.get("frozen", frozen_parameters(policy))
+            freeze_exactly(policy, document.get("frozen_in_optimizer", frozen))
+            agent = cls(policy, config=config, seed=document["seed"], device=device, logger=logger)
+            agent._build(*spaces)
             agent.policy.load_state_dict(groups["policy"])
             agent._learner.load_state_dict(groups.get("optimizer", {}))
+            freeze_exactly(policy, frozen)
             if "reward_scaler" in groups:
                 state = groups["reward_scaler"]
                 agent._reward_scaler = RewardScaler(config.gamma, len(state["returns"]))
                 agent._reward_scaler.load_state_dict(state)
             agent._generator.set_state(groups["generators"]["minibatches"])
             agent._act_generator.set_state(groups["generators"]["acting"])
-            counters = [document[name] for name in ("steps", "updates", "goal", "learn_calls")]
-            if not all(isinstance(count, int) and count >= 0 for count in counters):
-                raise ValueError(f"its counters are {counters}")
-            agent.steps, agent.updates, agent.goal, agent._learn_calls = counters
+            agent.steps, agent.updates = read_counts(document, "steps", "updates")
+            agent.goal, agent._learn_calls = read_counts(document, "goal", "learn_calls")
             agent._recent.extend(Episode(*episode) for episode in document["recent_episodes"])
         except Exception as error:  # whatever a document that makes no sense leads to
             raise CheckpointError(
@@ -392,8 +396,3 @@ class PPOAgent:
                 "policy=..., built for the same spaces."
             ) from error
         return agent
-
-
-def _is_false(answer: object) -> bool:
-    """True for False and NumPy's False, but not for None: most callbacks return nothing."""
-    return isinstance(answer, bool | np.bool_) and not answer

@@ -25,7 +25,7 @@ from torch import Tensor
 from ppo._version import __version__
 from ppo.errors import CheckpointError
 
-__all__ = ["FORMAT_VERSION", "read_checkpoint", "versions", "write_checkpoint"]
+__all__ = ["FORMAT_VERSION", "read_checkpoint", "read_counts", "versions", "write_checkpoint"]
 
 FORMAT_VERSION = 1
 _FORMAT = "ppo checkpoint"
@@ -57,7 +57,8 @@ def write_checkpoint(
     """Write groups of tensors and a JSON document to `path`, atomically.
 
     A reader sees the old file or the new one, never a part: the data goes to a temporary file
-    in the same folder, is flushed to the disk, and then takes the place of the old one.
+    in the same folder, is flushed to the disk, is read back, and then takes the place of the old
+    one.
 
     Args:
         path: The file; its folder must exist.
@@ -65,7 +66,8 @@ def write_checkpoint(
         document: JSON-serialisable values.
 
     Raises:
-        CheckpointError: A floating tensor holds NaN or infinity, or the disk refuses.
+        CheckpointError: A floating tensor holds NaN or infinity, or the disk refuses or does not
+            give back what it was given. The old file is as it was.
     """
     path = Path(path)
     cpu = {
@@ -96,6 +98,8 @@ def write_checkpoint(
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if temporary.read_bytes() != data:
+            raise OSError("the disk does not give back what was written; look for its faults")
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -156,3 +160,11 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dic
         group, _, name = key.partition("/")
         groups.setdefault(group, {})[name] = tensor
     return groups, document
+
+
+def read_counts(document: Mapping[str, Any], *names: str) -> list[int]:
+    """Whole numbers of a document, 0 or more; `ValueError` for anything else."""
+    counts = [document[name] for name in names]
+    if not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise ValueError(f"{' and '.join(names)} must be 0 or more, got {counts}")
+    return counts

@@ -72,8 +72,9 @@ class PPOConfig:
     """
 
     env: str | None = None
-    env_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    wrappers: Sequence[Any] = ()
+    # Mappings have no hash; configs that differ in nothing else may share theirs.
+    env_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    wrappers: Sequence[Any] = dataclasses.field(default=(), hash=False)
     steps: int | None = None
     target_return: float | None = None
     num_envs: int = 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,9 +14,12 @@ __all__ = ["progress_bar"]
 
 
 @contextmanager
-def progress_bar(steps: int, goal: int, show: bool) -> Iterator[Callable[[Report], None]]:
-    """Show steps, steps per second, time left and the mean return, updated by each report."""
-    if not show:
+def progress_bar(steps: int, goal: int, show: bool | None) -> Iterator[Callable[[Report], None]]:
+    """Show steps, steps per second, time left and the mean return, updated by each report.
+
+    None shows them on a terminal only.
+    """
+    if not (sys.stderr.isatty() if show is None else show):
         yield lambda report: None
         return
     with tqdm(initial=steps, total=goal, unit=" steps", unit_scale=True, dynamic_ncols=True) as bar:

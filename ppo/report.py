@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
+
+import numpy as np
 
 from ppo.rollout import Episode
 
-__all__ = ["Callback", "Report"]
+__all__ = ["Callback", "Report", "asks_to_stop", "episode_means"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,3 +37,16 @@ class Report:
 
 Callback = Callable[[Report], object]
 """Called with a `Report` after each update; returning False stops the run."""
+
+
+def asks_to_stop(answer: object) -> bool:
+    """True for False and NumPy's False, but not for None: most callbacks return nothing."""
+    return isinstance(answer, bool | np.bool_) and not answer
+
+
+def episode_means(episodes: Collection[Episode]) -> dict[str, float]:
+    """`episode_return` and `episode_length`: means over these episodes, NaN over none."""
+    return {
+        name: float(np.mean([getattr(episode, name) for episode in episodes] or math.nan))
+        for name in ("episode_return", "episode_length")
+    }

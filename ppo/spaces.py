@@ -16,6 +16,7 @@ __all__ = [
     "ActionAdapter",
     "BoxActions",
     "DiscreteActions",
+    "as_batch",
     "check_observation_space",
     "check_policy_spaces",
     "is_image",
@@ -60,13 +61,27 @@ def check_policy_spaces(policy: object, observation_space: Space, action_space: 
         if built_for is not None and built_for != wanted:
             raise SpaceError(
                 f"the policy was built for {name} {built_for}, but these environments have "
-                f"{wanted}; build one for their spaces with make_policy"
+                f"{wanted}; build one for their spaces with make_policy, or wrap the environments"
             )
 
 
 def observation_dtype(space: spaces.Box) -> np.dtype[Any]:
     """Storage type: images stay uint8, everything else becomes float32."""
     return np.dtype(np.uint8) if space.dtype == np.uint8 else np.dtype(np.float32)
+
+
+def as_batch(obs: Any, space: Space) -> tuple[np.ndarray, bool]:
+    """Observations `[B, ...]` as policies take them, copied, and whether only one was given.
+
+    Raises:
+        ValueError: `obs` has neither the shape of an observation nor of a batch.
+    """
+    shape = space.shape or ()
+    array = np.asarray(obs, observation_dtype(space))  # type: ignore[arg-type]
+    single = array.shape == shape
+    if not single and array.shape[1:] != shape:
+        raise ValueError(f"obs must have shape {shape} or [B, *{shape}], got shape {array.shape}")
+    return np.array(array[None] if single else array), single
 
 
 class ActionAdapter(Protocol):

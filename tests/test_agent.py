@@ -31,6 +31,7 @@ from ppo import (
     PPOConfig,
     PPOError,
     Report,
+    RewardScaler,
     RolloutCollector,
     gae,
     make_policy,
@@ -45,7 +46,6 @@ from ppo.errors import (
     NonFiniteError,
     SpaceError,
 )
-from ppo.statistics import RewardScaler
 
 SMALL = PPOConfig(
     num_envs=2,
@@ -152,8 +152,8 @@ def summary(report):
     return report.steps, report.updates, report.episodes, metrics
 
 
-def rollout_for(agent, env=CountingEnv, num_steps=16, seed=0):
-    with RolloutCollector(env, num_envs=2, seed=seed) as collector:
+def rollout_for(agent, env=CountingEnv, num_steps=16, num_envs=2, seed=0):
+    with RolloutCollector(env, num_envs=num_envs, seed=seed) as collector:
         return collector.collect(agent.policy, num_steps)
 
 
@@ -600,6 +600,22 @@ def test_a_rollout_from_elsewhere_is_learned_from():
     assert agent.steps == ROLLOUT + 10
 
 
+def test_rollouts_may_come_from_different_numbers_of_environments():
+    agent = PPOAgent(config=SMALL).learn(CountingEnv, 1)
+    scaler = RewardScaler(SMALL.gamma, SMALL.num_envs)
+    scaler.load_state_dict(agent._reward_scaler.state_dict())
+    # Episodes go on from one rollout to the next, unless the environments are others.
+    for num_envs in (2, 5, 5, 1):
+        rollout = rollout_for(agent, num_steps=2, num_envs=num_envs)
+        agent.update(rollout)
+        if num_envs != scaler.num_envs:
+            scaler.reset(num_envs)
+        scaler(rollout.rewards, rollout.terminated, rollout.truncated, rollout.valid)
+        for name, tensor in scaler.state_dict().items():
+            assert torch.equal(agent._reward_scaler.state_dict()[name], tensor), name
+    assert agent.steps == ROLLOUT + 2 * 13
+
+
 @pytest.mark.parametrize("env", [CountingEnv, WalkEnv])
 @pytest.mark.parametrize("advantages_per", ["rollout", "minibatch", "none"])
 @pytest.mark.parametrize("normalize_rewards", [False, True])
@@ -972,6 +988,41 @@ def test_a_custom_policy_that_is_not_handed_to_load_is_asked_for(path):
     with pytest.raises(CheckpointError, match="policy="):
         PPOAgent.load(path, policy=OwnPolicy(num_inputs=3))
     PPOAgent.load(path, policy=OwnPolicy())
+
+
+def frozen(agent):
+    return [name for name, p in agent.policy.named_parameters() if not p.requires_grad]
+
+
+@pytest.mark.parametrize("at_the_update", [False, True])
+@pytest.mark.parametrize("at_the_save", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_loaded_policy_is_frozen_where_the_saved_one_was(path, at_the_update, at_the_save, own):
+    env = CountingEnv()
+    policy = (
+        OwnPolicy() if own else make_policy(env.observation_space, env.action_space, SMALL.policy)
+    )
+    part = policy.critic if own else policy.actor_body
+    part.requires_grad_(not at_the_update)
+    agent, _ = train(policy=policy)
+    part.requires_grad_(not at_the_save)
+    agent.save(path)
+    loaded = PPOAgent.load(path, policy=OwnPolicy() if own else None)
+    assert frozen(loaded) == frozen(agent)
+    assert bool(frozen(agent)) is at_the_save
+    assert_same(fingerprint(loaded), fingerprint(agent))
+    before = {name: loaded.policy.state_dict()[name].clone() for name in frozen(loaded)}
+    for one in (agent, loaded):
+        one.learn(CountingEnv, ROLLOUT)
+    assert_same(fingerprint(loaded), fingerprint(agent))
+    for name, tensor in before.items():
+        assert torch.equal(loaded.policy.state_dict()[name], tensor), name
+
+
+def test_a_custom_policy_is_frozen_as_the_file_says_and_not_as_it_was_handed_over(path):
+    train(policy=OwnPolicy())[0].save(path)
+    handed = OwnPolicy().requires_grad_(False)
+    assert frozen(PPOAgent.load(path, policy=handed)) == []
 
 
 def test_a_logger_can_be_given_to_load(path):

@@ -19,7 +19,6 @@ FLOORS = [
     {"rollout", "report", "progress", "spaces", "envs", "policies", "config_parsing"},
     {"collector", "learner", "config", "checkpoint"},
     {"evaluation", "agent"},
-    {"metrics_log", "runs", "playing", "plotting", "stop_signals", "arguments"},
     {"cli"},
     {"__init__", "__main__"},
 ]

@@ -81,16 +81,17 @@ def test_a_peer_that_cannot_do_it_is_skipped_with_a_word(measure):
 
 
 def test_micro_relates_every_part_to_something_else(measure):
-    document, _ = measure("micro.py", "--envs", "CartPole-v1")
+    document, _ = measure("micro.py", "--envs", "CartPole-v1", "--sizes", "1,2")
     ratios = {}
     for row in document["rows"]:
         assert len(row["values"]) == 1
         assert row["values"][0] > 0
         ratios.setdefault(row["table"], {})[row["name"]] = row["ratios"]
-    assert set(ratios) == {"update", "acting", "gae", "collecting", "start"}
+    assert set(ratios) == {"update", "acting", "gae", "collecting", "scaling", "start"}
     for way in ("plain torch", "eager", "recorded"):
         assert len(ratios["update"][f"Gaussian, 64 rows, {way}"]) == 1
     assert ratios["collecting"]["CartPole-v1, 2 processes without a policy"] == [1.0]
+    assert len(ratios["scaling"]["2 environments"]) == 1
     assert ratios["start"]["import torch"] == [1.0]
     assert len(ratios["gae"]) == 2 * 4
 

@@ -256,6 +256,27 @@ def test_a_save_that_breaks_anywhere_leaves_the_old_file_or_the_new(
     assert number > 5
 
 
+def cut(fd, size):
+    os.ftruncate(fd, size - 1)
+
+
+def flip(fd, size):
+    os.pwrite(fd, b"\xff", size - 1)
+
+
+@pytest.mark.parametrize("damage", [cut, flip])
+def test_what_the_disk_does_not_keep_never_takes_the_place_of_the_old_file(
+    path, monkeypatch, damage
+):
+    write_checkpoint(path, GROUPS, {"steps": "old"})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: damage(fd, os.fstat(fd).st_size))
+        with pytest.raises(CheckpointError, match=r"agent\.safetensors.*give back"):
+            write_checkpoint(path, GROUPS, {"steps": "new"})
+    assert read_checkpoint(path)[1] == {"steps": "old"}
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_what_a_crash_left_behind_is_no_obstacle(path, monkeypatch):
     with monkeypatch.context() as patch:
         break_at(patch, 1, Crash())
@@ -530,6 +551,11 @@ def change_document(path, **changes):
         {"learn_calls": "x"},
         {"recent_episodes": [[1.0]]},
         {"recent_episodes": 3},
+        {"frozen": ["nobody.weight"]},
+        {"frozen": 3},
+        {"frozen_in_optimizer": ["nobody.weight"]},
+        {"frozen_in_optimizer": ["value_head.weight"]},
+        {"frozen_in_optimizer": [[]]},
     ],
     ids=str,
 )
@@ -538,6 +564,32 @@ def test_a_document_that_makes_no_sense_is_refused(file, changes):
     with pytest.raises(CheckpointError) as caught:
         PPOAgent.load(file)
     assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "hidden_sizes",
+    [[3000, 3000], [10**9], [10**9, 10**9], [10**12, 10**12], [10**30], [4, 4], [], [4] * 5000],
+    ids=lambda sizes: str(sizes)[:30],
+)
+def test_sizes_that_the_tensors_do_not_have_are_refused_before_any_weight_is_drawn(
+    file, hidden_sizes, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(torch.nn.init, "orthogonal_", lambda *args, **kwargs: drawn.append(args))
+    change_document(file, config=SMALL.to_dict() | {"policy": {"hidden_sizes": hidden_sizes}})
+    with pytest.raises(CheckpointError, match="does not fit"):
+        PPOAgent.load(file)
+    assert drawn == []
+
+
+def test_loading_draws_no_weights(saved, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(torch.nn.init, "orthogonal_", lambda *args, **kwargs: drawn.append(args))
+    loaded = PPOAgent.load(saved[1])
+    assert drawn == []
+    buffers = dict(saved[0].policy.named_buffers())  # also those that are not in the file
+    for name, tensor in loaded.policy.named_buffers():
+        assert torch.equal(tensor, buffers[name]), name
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"config": 1}', "[" * 100_000])
@@ -572,6 +624,12 @@ def test_tensors_that_do_not_fit_are_refused(file, change):
 
 
 # Old files
+
+
+def test_a_file_that_does_not_say_what_is_frozen_stays_loadable(file):
+    change_document(file, frozen=None, frozen_in_optimizer=None)
+    policy = PPOAgent.load(file).policy
+    assert all(parameter.requires_grad for parameter in policy.parameters())
 
 
 def test_a_file_of_format_version_1_stays_loadable():

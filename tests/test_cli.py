@@ -17,11 +17,11 @@ from gymnasium.envs.registration import EnvSpec
 from processes import wait_until
 
 import ppo
-from ppo import PPOAgent, PPOConfig, cli
-from ppo.cli import main
+from ppo import PPOAgent, PPOConfig
+from ppo.cli import commands, main
+from ppo.cli.playing import play
+from ppo.cli.runs import RunFolder
 from ppo.config import tuned_names
-from ppo.playing import play
-from ppo.runs import RunFolder
 
 TINY = ["num_envs=2", "num_steps=32", "num_epochs=1", "steps=128"]
 TRAIN = ["train", "cartpole", *TINY, "--eval-episodes", "2"]
@@ -423,7 +423,7 @@ def test_play_shows_each_episode(trained, capsys, monkeypatch):
 
 def test_play_takes_the_likeliest_actions_unless_asked_to_sample(trained, capsys, monkeypatch):
     unseen = contextlib.contextmanager(lambda config, warn: (yield config.env_factory()()))
-    monkeypatch.setattr(cli, "open_window", unseen)
+    monkeypatch.setattr(commands, "open_window", unseen)
     lengths = []
     for options in ([], ["--stochastic"]):
         assert main(["play", str(trained), "--episodes", "5", "--seed", "0", *options]) == 0

@@ -614,6 +614,22 @@ def test_a_config_survives_plain_values_and_json(config):
 
 
 @settings(max_examples=60, deadline=None)
+@given(configs)
+def test_equal_configs_have_one_hash(config):
+    twin = PPOConfig.from_dict(config.to_dict())
+    assert hash(twin) == hash(config)
+    assert hash(twin.policy) == hash(config.policy)
+    assert {config: "found"}[twin] == "found"
+
+
+def test_the_hash_tells_configs_apart_and_types_that_are_equal_not():
+    config = PPOConfig(env_kwargs={"mass": 1})
+    assert hash(config) == hash(PPOConfig(env_kwargs={"mass": 1.0}))
+    changes = [{}, {"gamma": 0.9}, {"num_envs": 3}, {"policy": PolicyConfig(shared=True)}]
+    assert len({hash(config.replace(**change)) for change in changes}) == len(changes)
+
+
+@settings(max_examples=60, deadline=None)
 @given(config=configs)
 def test_a_config_survives_a_file(config, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "survivor.yaml"

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from ppo import Report
-from ppo.metrics_log import MetricsLog, read_metrics
+from ppo.cli.metrics_log import MetricsLog, read_metrics
 from ppo.rollout import Episode
 
 

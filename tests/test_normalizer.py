@@ -1,44 +1,19 @@
 import copy
-import math
 import pickle
-import random
 
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
-from known_policies import (
-    observations,
-    trained_like,
-)
+from known_policies import observations, trained_like
+from policy_setup import ACTIONS, PLANE, THREE
 
 from ppo.policies import (
     ObservationNormalizer,
     PolicyConfig,
     make_policy,
 )
-
-SQRT2 = math.sqrt(2.0)
-PLANE = spaces.Box(-10.0, 10.0, (3,), np.float32)
-THREE = spaces.Discrete(3)
-PAIR = spaces.Box(-1.0, 1.0, (2,), np.float32)
-IMAGE = spaces.Box(0, 255, (3, 40, 44), np.uint8)
-SMALL_CNN = PolicyConfig(hidden_sizes=(), cnn_features=16)
-ACTIONS = pytest.mark.parametrize("action_space", [THREE, PAIR], ids=["discrete", "box"])
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def global_randomness():
-    return (
-        torch.get_rng_state().tolist(),
-        np.random.get_state()[1].tolist(),  # noqa: NPY002
-        random.getstate(),
-    )
 
 
 def two_pass(batches):

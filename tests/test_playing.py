@@ -9,8 +9,8 @@ from environments import CountingEnv
 from gymnasium.envs.registration import EnvSpec
 
 from ppo import PPOConfig, PPOError
+from ppo.cli.playing import open_video, open_window, play
 from ppo.errors import EnvCreationError, MissingExtraError
-from ppo.playing import open_video, open_window, play
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
 Image = pytest.importorskip("PIL.Image")

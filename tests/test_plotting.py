@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ppo import PPOConfig, PPOError
+from ppo.cli.plotting import plot_runs
+from ppo.cli.runs import RunFolder
 from ppo.errors import MissingExtraError
-from ppo.plotting import plot_runs
-from ppo.runs import RunFolder
 
 pytest.importorskip("matplotlib")
 

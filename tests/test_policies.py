@@ -1,16 +1,12 @@
 import copy
 import math
-import random
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from known_policies import (
-    CountPolicy,
-    observations,
-    trained_like,
-)
+from known_policies import CountPolicy, observations, trained_like
+from policy_setup import ACTIONS, IMAGE, PAIR, PLANE, SMALL_CNN, THREE, generator, global_randomness
 from torch import nn
 
 from ppo.errors import ConfigError, PPOError, SpaceError
@@ -22,27 +18,10 @@ from ppo.policies import (
     PolicyConfig,
     make_policy,
 )
+from ppo.policies.actor_critic import blank_policy
 from ppo.policies.protocol import policy_device
 
 SQRT2 = math.sqrt(2.0)
-PLANE = spaces.Box(-10.0, 10.0, (3,), np.float32)
-THREE = spaces.Discrete(3)
-PAIR = spaces.Box(-1.0, 1.0, (2,), np.float32)
-IMAGE = spaces.Box(0, 255, (3, 40, 44), np.uint8)
-SMALL_CNN = PolicyConfig(hidden_sizes=(), cnn_features=16)
-ACTIONS = pytest.mark.parametrize("action_space", [THREE, PAIR], ids=["discrete", "box"])
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def global_randomness():
-    return (
-        torch.get_rng_state().tolist(),
-        np.random.get_state()[1].tolist(),  # noqa: NPY002
-        random.getstate(),
-    )
 
 
 # --- initial weights
@@ -108,6 +87,43 @@ def test_a_policy_touches_no_global_generator(space, action_space):
     policy.snapshot()
     policy.update_normalizer(obs)
     assert global_randomness() == before
+
+
+@pytest.mark.parametrize("space", [PLANE, IMAGE], ids=["vector", "image"])
+@pytest.mark.parametrize("shared", [False, True])
+@ACTIONS
+def test_a_blank_policy_draws_nothing_and_becomes_the_one_it_is_loaded_from(
+    space, action_space, shared
+):
+    config = PolicyConfig(hidden_sizes=(8,), cnn_features=16, shared=shared)
+    policy = trained_like(make_policy(space, action_space, config))
+    before = global_randomness()
+    blank = blank_policy(space, action_space, config, policy.state_dict())
+    assert global_randomness() == before
+    blank.load_state_dict(policy.state_dict())
+    obs = observations(space)
+    actions = policy.act(obs, generator=generator())
+    for ours, theirs in zip(
+        blank.evaluate(obs, actions), policy.evaluate(obs, actions), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    assert all(parameter.requires_grad for parameter in blank.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.update({"value_head.bias": torch.zeros(2)}), r"value_head.bias has .*\[2\]"),
+        (lambda t: t.pop("normalizer.mean"), "normalizer.mean has shape missing"),
+        (lambda t: t.update({"extra": torch.zeros(1)}), "extra has .*no such tensor"),
+        (lambda t: [t.pop(name) for name in list(t)], "0 tensors for 2 hidden layers"),
+    ],
+)
+def test_a_blank_policy_is_refused_for_the_tensors_of_another(change, words):
+    tensors = make_policy(PLANE, THREE).state_dict()
+    change(tensors)
+    with pytest.raises(ValueError, match=words):
+        blank_policy(PLANE, THREE, PolicyConfig(), tensors)
 
 
 # --- shapes, spaces

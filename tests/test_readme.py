@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ppo.arguments import parse_arguments
+from ppo.cli.arguments import parse_arguments
 from ppo.config import PPOConfig
 
 ROOT = Path(__file__).parent.parent

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ppo import PPOAgent, PPOConfig, PPOError
+from ppo.cli.runs import RunFolder, target_return
 from ppo.errors import CheckpointError
-from ppo.runs import RunFolder, target_return
 
 CONFIG = PPOConfig(env="CartPole-v1", steps=192, num_envs=2, num_steps=32, num_epochs=1)
 

@@ -1,6 +1,5 @@
 import math
 import pickle
-import random
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from known_policies import observations, trained_like
+from policy_setup import ACTIONS, IMAGE, PAIR, PLANE, SMALL_CNN, THREE, generator
 from torch import nn
 
 from ppo.distributions import Categorical
@@ -19,27 +19,6 @@ from ppo.policies import (
     make_policy,
 )
 from ppo.policies.heads import CategoricalHead
-
-SQRT2 = math.sqrt(2.0)
-PLANE = spaces.Box(-10.0, 10.0, (3,), np.float32)
-THREE = spaces.Discrete(3)
-PAIR = spaces.Box(-1.0, 1.0, (2,), np.float32)
-IMAGE = spaces.Box(0, 255, (3, 40, 44), np.uint8)
-SMALL_CNN = PolicyConfig(hidden_sizes=(), cnn_features=16)
-ACTIONS = pytest.mark.parametrize("action_space", [THREE, PAIR], ids=["discrete", "box"])
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def global_randomness():
-    return (
-        torch.get_rng_state().tolist(),
-        np.random.get_state()[1].tolist(),  # noqa: NPY002
-        random.getstate(),
-    )
-
 
 small_policies = st.builds(
     lambda sizes, activation, normalize, clip, shared, obs_shape, action_space: make_policy(

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from ppo.stop_signals import StopSignals
+from ppo.cli.stop_signals import StopSignals
 
 
 @pytest.fixture(autouse=True)

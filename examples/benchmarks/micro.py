@@ -23,7 +23,7 @@ from peers.ppo_agent import make_config
 from results import Row, markdown, save
 from workloads import STEADY
 
-from ppo import Batch, RolloutCollector, gae, make_policy, normalize
+from ppo import Batch, PPOAgent, PPOConfig, RolloutCollector, gae, make_policy, normalize
 from ppo.learner.eager import EagerGradient, LossSettings
 from ppo.learner.flat_adam import FlatAdam
 from ppo.learner.learner import parameter_groups
@@ -33,6 +33,7 @@ HERE = Path(__file__).parent
 TASKS = {"categorical": STEADY["cartpole"], "Gaussian": STEADY["halfcheetah-8"]}
 GAE_SHAPES = ((2048, 1), (128, 8), (128, 4096), (2048, 256))
 COLLECTED = ("CartPole-v1", "LunarLander-v3", "HalfCheetah-v5")
+SIZES = "1,2,4,8,16,64,256,1024"
 COPIED = 1 << 27  # bytes, more than any cache holds
 NUM_ENVS = 8
 PROCESSES = 2
@@ -227,6 +228,37 @@ def collecting_rate(env_id, num_workers, args):
         return steps / (time.perf_counter() - start)
 
 
+def scaling_table(args):
+    """Steps per second of `learn` on CartPole, for more and more environments."""
+    values = {}
+    for num_envs in args.sizes:
+        values[f"{num_envs} environments"] = []
+    for _ in range(args.repetitions):
+        for num_envs, own in zip(args.sizes, values.values(), strict=True):
+            own.append(learning_rate(num_envs, args))
+    rows = [Row("scaling", name, "steps/s", True, numbers) for name, numbers in values.items()]
+    for row, before in zip(rows[1:], values, strict=False):
+        row.relate(values[before], before)
+    return rows
+
+
+def learning_rate(num_envs, args):
+    """Steps per second after the first update, with four epochs of four minibatches."""
+    config = PPOConfig(
+        num_envs=num_envs, num_steps=128, num_epochs=4, minibatch_size=num_envs * 128 // 4
+    )
+    ticks = []
+
+    def tick(report):
+        ticks.append((time.perf_counter(), report.steps))
+        return ticks[-1][0] < ticks[0][0] + 4 * args.seconds or len(ticks) < 2
+
+    agent = PPOAgent(config=config)
+    agent.learn("CartPole-v1", 10**9, callback=tick, progress=False)
+    (start, first), (end, last) = ticks[0], ticks[-1]
+    return (last - first) / (end - start)
+
+
 IMPORT = """
 import time
 start = time.perf_counter()
@@ -265,6 +297,7 @@ TABLES = {
     "acting": acting_table,
     "gae": gae_table,
     "collecting": collecting_table,
+    "scaling": scaling_table,
     "start": start_table,
 }
 
@@ -275,6 +308,7 @@ def parse_arguments():
     )
     parser.add_argument("--tables", default=",".join(TABLES), help="a,b,... (default: all)")
     parser.add_argument("--envs", default=",".join(COLLECTED), help="for collecting: a,b,...")
+    parser.add_argument("--sizes", default=SIZES, help="for scaling: a,b,... environments")
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     parser.add_argument("--threads", type=int, default=1, help="of torch; 0: its default")
@@ -284,6 +318,7 @@ def parse_arguments():
     if args.quick:
         args.repetitions, args.seconds = 1, 0.01
     args.tables, args.envs = args.tables.split(","), args.envs.split(",")
+    args.sizes = [int(size) for size in args.sizes.split(",")]
     if not set(args.tables) <= set(TABLES):
         parser.error(f"--tables must be of {', '.join(TABLES)}")
     return args

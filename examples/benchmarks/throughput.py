@@ -2,6 +2,7 @@
 
     python examples/benchmarks/throughput.py --peers sb3,skrl,plain-torch --out throughput.json
     python examples/benchmarks/throughput.py --wall --out wall.json
+    python examples/benchmarks/throughput.py --workloads breakout --peers sb3 --out pixels.json
 
 Every run has an interpreter of its own. Repetitions are interleaved, A B C A B C, so that a machine
 that slows down slows down for all, and each ratio is taken within one repetition.
@@ -17,9 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from peers import OTHERS, OURS
+from peers import FOR_PIXELS, FOR_VECTORS, OTHERS, OURS
 from results import Row, markdown, save
-from workloads import STEADY, WHOLE, WORKLOADS
+from workloads import PIXELS, STEADY, WHOLE, WORKLOADS
 
 HERE = Path(__file__).parent
 REFERENCE = "sb3"
@@ -70,8 +71,8 @@ def parse_arguments():
         args.repetitions, args.episodes = 1, 1
         args.updates = args.updates or 2
         args.skip = 1 if args.skip is None else args.skip
-    available = WHOLE if args.wall else STEADY
-    args.workloads = args.workloads or list(available)
+    available = WHOLE if args.wall else STEADY | PIXELS
+    args.workloads = args.workloads or list(WHOLE if args.wall else STEADY)
     if not set(args.workloads) <= set(available):
         parser.error(f"this mode has the workloads {', '.join(available)}")
     return args
@@ -105,6 +106,8 @@ def steady_rate(result, workload, skip):
 def measure(name, peers, args):
     """The rows of one workload, and whether this library failed in one of them."""
     workload = WORKLOADS[name]
+    able = FOR_PIXELS if workload.pixels else FOR_VECTORS
+    peers = [peer for peer in peers if peer in able]
     skip = 0 if args.wall else workload.skip if args.skip is None else args.skip
     updates = skip + (args.updates or workload.updates)
     episodes = args.episodes if args.wall else 0
@@ -117,7 +120,8 @@ def measure(name, peers, args):
             if row.skipped:
                 continue
             print(f"{name} {repetition + 1}/{args.repetitions}: {peer}", file=sys.stderr)
-            result = run_peer(peer, name, updates, repetition, episodes, args.threads)
+            threads = 0 if workload.pixels else args.threads
+            result = run_peer(peer, name, updates, repetition, episodes, threads)
             if "skipped" in result:
                 row.skipped, row.values = result["skipped"], []
                 failed |= peer in OURS

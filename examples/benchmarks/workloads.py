@@ -7,6 +7,9 @@ import dataclasses
 class Workload:
     """Two 64 x 64 tanh networks trained by PPO; what is not named here has SB3's default value.
 
+    With `pixels` it is one NatureCNN for actor and critic, on four stacked frames of 84 x 84, and
+    torch has all its threads.
+
     `skip` updates go by before the steady state: libraries record, compile or choose something at
     their beginning. The `updates` behind them are measured, and are the same ones for everybody.
     """
@@ -26,6 +29,7 @@ class Workload:
     max_grad_norm: float = 0.5
     adam_eps: float = 1e-5
     hidden_size: int = 64
+    pixels: bool = False
     skip: int = 0
     updates: int
 
@@ -60,6 +64,22 @@ STEADY = {
     "halfcheetah-1": dataclasses.replace(HALFCHEETAH, num_envs=1, num_steps=2048),
 }
 
+# Breakout, with the usual preprocessing.
+PIXELS = {
+    "breakout": Workload(
+        env="ale_py:ALE/Breakout-v5",
+        num_envs=8,
+        num_steps=128,
+        num_epochs=4,
+        minibatch_size=256,
+        normalize=False,
+        learning_rate=2.5e-4,
+        pixels=True,
+        skip=1,
+        updates=4,
+    ),
+}
+
 # From the start of the process to a trained agent: 100,000 and 200,000 steps, rounded up.
 WHOLE = {
     # The settings of RL Baselines3 Zoo.
@@ -80,4 +100,4 @@ WHOLE = {
     "halfcheetah-whole": dataclasses.replace(HALFCHEETAH, skip=0, updates=98),
 }
 
-WORKLOADS = STEADY | WHOLE
+WORKLOADS = STEADY | PIXELS | WHOLE

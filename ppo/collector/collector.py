@@ -6,7 +6,7 @@ import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from ppo._checks import check_positive_integer
 from ppo.collector.backends import Backend, InProcess
 from ppo.collector.buffers import Buffers, Layout
 from ppo.collector.columns import Columns, EnvColumns, Final, Harvest
-from ppo.collector.pool import StartMethod, WorkerPool
+from ppo.collector.pool import StartMethod, WorkerPool, fitting_number_of_workers
+from ppo.collector.recorded_acting import RecordedActing
 from ppo.collector.streams import EPISODES, NOISE, POLICY, stream
 from ppo.collector.vector_columns import VectorColumns
 from ppo.envs import EnvLike, EnvSource, resolve_env
@@ -68,7 +69,8 @@ class RolloutCollector:
             `gymnasium.Env` or a `gymnasium.vector.VectorEnv`. The caller's own environments are
             never closed.
         num_envs: Number of environments `N`; a list or a vector environment brings its own.
-        num_workers: Number of worker processes; 0 steps in this process.
+        num_workers: Number of worker processes; 0 steps in this process, and "auto" takes as many
+            as there are processors and pairs of environments.
         seed: Seeds episodes and action noise; None draws a seed from the system.
         device: Device of the rollouts.
         env_kwargs: For an id, passed to `gymnasium.make`.
@@ -98,7 +100,7 @@ class RolloutCollector:
         env: EnvLike,
         *,
         num_envs: int = 8,
-        num_workers: int = 0,
+        num_workers: int | Literal["auto"] = 0,
         seed: int | np.random.SeedSequence | None = None,
         device: torch.device | str = "cpu",
         env_kwargs: Mapping[str, Any] | None = None,
@@ -107,9 +109,11 @@ class RolloutCollector:
         step_timeout: float | None = None,
     ) -> None:
         self._closed_because: str | None = "it was never opened"
-        if not isinstance(num_workers, int | np.integer) or num_workers < 0:
+        automatic = num_workers == "auto"
+        if not automatic and (not isinstance(num_workers, int | np.integer) or num_workers < 0):
             raise ValueError(
-                f"num_workers must be an integer, 0 (this process) or more, got {num_workers!r}"
+                'num_workers must be an integer, 0 (this process) or more, or "auto", '
+                f"got {num_workers!r}"
             )
         methods = multiprocessing.get_all_start_methods()
         if start_method is not None and start_method not in methods:
@@ -122,6 +126,8 @@ class RolloutCollector:
             self.device = torch.device(device)
         except RuntimeError as error:
             raise ValueError(f"device {device!r} is unknown: {error}") from error
+        if automatic:
+            num_workers = fitting_number_of_workers(len(source.factories), start_method)
         if num_workers == 0 or source.vector is not None or not source.copyable:
             self._backend: Backend = InProcess(open_columns(source, root))
         else:
@@ -144,6 +150,7 @@ class RolloutCollector:
         self._noise = [stream(root, NOISE, index) for index in range(self.num_envs)]
         policy_seed = int(stream(root, POLICY, 0).integers(2**63 - 1))
         self._generator = torch.Generator().manual_seed(policy_seed)
+        self._acting: RecordedActing | None = None
         self._buffers: Buffers | None = None
         self._last_row = 0  # of `obs`: what the next action is taken on
 
@@ -230,16 +237,16 @@ class RolloutCollector:
         actor = None if make_snapshot is None else make_snapshot()
         if actor is not None:
             return self._backend.run(actor, num_steps)
-        arguments: dict[str, Any] = {}
         takes_noise = hasattr(policy, "draw_noise")
-        if not takes_noise and takes_generator(policy):
-            arguments["generator"] = self._generator
+        if self._acting is None or self._acting.policy is not policy:
+            draws = not takes_noise and takes_generator(policy)
+            self._acting = RecordedActing(policy, self.device, self._generator if draws else None)
+        act = self._acting
+        act.begin()
         self._backend.begin(num_steps)
         for t in range(num_steps):
-            if takes_noise:
-                arguments["noise"] = self._tensor(buffers.noise[t])
-            actions = policy.act(self._tensor(buffers.obs[t]), **arguments)
-            buffers.actions[t] = actions.cpu().numpy()
+            noise = buffers.noise[t] if takes_noise else None
+            buffers.actions[t] = act(buffers.obs[t], noise)
             self._backend.step(t)
         return self._backend.harvest()
 

@@ -41,6 +41,27 @@ def default_start_method() -> StartMethod:
     return "fork" if sys.platform == "linux" else "spawn"
 
 
+def fitting_number_of_workers(num_envs: int, start_method: StartMethod | None = None) -> int:
+    """How many workers are surely no slower than none, for a policy that acts inside of them.
+
+    One per processor, each with at least two environments; none where starting them takes seconds
+    (without `fork`), or where this process may not have children.
+    """
+    if (
+        start_method or default_start_method()
+    ) != "fork" or multiprocessing.current_process().daemon:
+        return 0
+    number = min(_num_processors(), num_envs // 2)
+    return number if number > 1 else 0
+
+
+def _num_processors() -> int:
+    """Processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class WorkerPool:
     """Worker processes, each stepping a contiguous share of the columns into shared memory.
 
@@ -66,8 +87,7 @@ class WorkerPool:
         self._processes: list[BaseProcess] = []
         self._shares = np.array_split(np.arange(self.num_envs), min(num_workers, self.num_envs))
         # Polling pays only while nobody else could use the processor.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        self._spin = _SPIN_SECONDS if len(self._shares) <= (cores or 1) else 0.0
+        self._spin = _SPIN_SECONDS if len(self._shares) <= _num_processors() else 0.0
         # Ends the workers when the pool is dropped, and at exit before multiprocessing joins them.
         self._finalizer = multiprocessing.util.Finalize(
             self, _end_workers, (self._conns, self._processes), exitpriority=100

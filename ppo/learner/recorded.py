@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,9 +21,12 @@ __all__ = ["RecordedGradient"]
 # Beyond these, arithmetic outweighs what a recording saves.
 _LARGEST_PARAMETER = 256 * 256
 _MOST_ROWS = 4096
+_MOST_RECORDINGS = 16
 
 _REPLAYS_PER_COMPARISON = 256
 _TOLERANCE = 1e-3  # of a gradient's norm
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class RecordedGradient:
@@ -43,7 +47,7 @@ class RecordedGradient:
         self._policy = policy
         self._optimizer = optimizer
         self._eager = EagerGradient(policy, optimizer)
-        self._recordings: dict[tuple[int, bool], _Recording] = {}
+        self._recordings: dict[tuple[object, ...], _Recording] = {}
         self._attributes: list[object] = []
         self._repeatable = True
 
@@ -69,11 +73,17 @@ class RecordedGradient:
         """Write the gradient of one minibatch; returns the `METRICS`."""
         if not self._repeatable or len(batch) > _MOST_ROWS:
             return self._by_autograd(batch, settings)
-        key = len(batch), settings.entropy_coef != 0.0
+        kinds = [(tensor.shape, tensor.dtype) for tensor in (batch.obs, batch.actions)]
+        key = (*kinds, settings.entropy_coef != 0.0)
         try:
             if key not in self._recordings:
+                if len(self._recordings) == _MOST_RECORDINGS:
+                    del self._recordings[next(iter(self._recordings))]
                 self._recordings[key] = _Recording(self._policy, batch, settings)
+                if not _same(_attributes(self._policy), self._attributes):
+                    raise UnsupportedError("the policy changes itself when it is evaluated")
         except UnsupportedError:
+            self._recordings.clear()
             self._repeatable = False
             return self._by_autograd(batch, settings)
         recording = self._recordings[key]
@@ -123,8 +133,8 @@ class _Recording:
             with tape.record():
                 new = Evaluation(*policy.evaluate(obs, actions))  # type: ignore[operator]
             for name, output in new._asdict().items():
-                if output.shape != (len(batch),) or output.dtype != new.values.dtype:
-                    raise UnsupportedError(f"{name} has {output.dtype} {tuple(output.shape)}")
+                if not _is_column(output, len(batch)) or output.dtype != new.values.dtype:
+                    raise UnsupportedError(f"{name} is no vector of numbers, one for each row")
             slopes = {name: torch.zeros_like(output) for name, output in new._asdict().items()}
             pulling = [name for name in slopes if getattr(new, name).requires_grad]
             if settings.entropy_coef == 0.0 and "entropy" in pulling:
@@ -165,37 +175,48 @@ class _Recording:
         return [loss, error, entropy, kl, clip_fraction]
 
 
+def _is_column(output: object, rows: int) -> bool:
+    kinds = (torch.float32, torch.float64)
+    return isinstance(output, Tensor) and output.shape == (rows,) and output.dtype in kinds
+
+
 def _programs(
     tape: Tape, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]
 ) -> tuple[Program, Program, list[tuple[np.ndarray, np.ndarray]]]:
     """The two programs, and the gradients that have to be copied to their parameters."""
-    homes, copies, storages = [], [], set()
+    homes, copies = [], []
+    # The gradients of two parameters may be one tensor: of a and b in a + b, for example.
+    places = Counter(g.untyped_storage().data_ptr() for g in gradients if g is not None)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         assert parameter.grad is not None
         found = torch.zeros_like(parameter) if gradient is None else gradient
-        storage = found.untyped_storage()
-        if (
-            gradient is not None
-            and gradient.is_contiguous()
-            and storage.nbytes() == gradient.nbytes
-            and storage.data_ptr() not in storages
-        ):
-            homes.append((gradient, parameter.grad))
+        if tape.can_move(found) and places[found.untyped_storage().data_ptr()] == 1:
+            homes.append((found, parameter.grad))
         else:
             copies.append((parameter.grad.numpy(), found.detach().numpy()))
-        storages.add(storage.data_ptr())
     forward, backward = tape.programs(homes)
     return forward, backward, copies
 
 
 def _attributes(policy: nn.Module) -> list[object]:
     """Everything that hangs on the policy's modules, to see whether any of it is exchanged."""
+    modules = list(policy.modules())
     tables = [
         table
-        for module in policy.modules()
+        for module in modules
         for table in (vars(module), module._parameters, module._buffers, module._modules)
     ]
-    return [value for table in tables for value in table.values()]
+    hooks = [getattr(module, name) for module in modules for name in _HOOKS]
+    values = [value for table in (*tables, *hooks) for value in table.values()]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    dense = [tensor for tensor in tensors if tensor.layout == torch.strided]
+    places = [number for t in dense for number in (t.data_ptr(), *t.stride())]
+    watchers = [hooks for tensor in tensors for hooks in _tensor_hooks(tensor)]
+    return [*values, *map(type, modules), *places, *watchers]
+
+
+def _tensor_hooks(tensor: Tensor) -> tuple[object, object]:
+    return tensor._backward_hooks, getattr(tensor, "_post_accumulate_grad_hooks", None)
 
 
 def _same(one: list[object], other: list[object]) -> bool:
@@ -208,10 +229,10 @@ def _same(one: list[object], other: list[object]) -> bool:
 
 def _is_watched(module: nn.Module) -> bool:
     """True if somebody must be called whenever the module runs, or if it was compiled."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     tensors = [*module._parameters.values(), *module._buffers.values()]
     return (
-        any(getattr(module, name, None) for name in hooks)
-        or any(tensor is not None and tensor._backward_hooks for tensor in tensors)
+        any(getattr(module, name) for name in _HOOKS)
+        or any(tensor is not None and any(_tensor_hooks(tensor)) for tensor in tensors)
         or hasattr(module, "_orig_mod")
+        or getattr(module, "_compiled_call_impl", None) is not None
     )

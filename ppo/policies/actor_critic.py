@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -20,7 +21,7 @@ from ppo.policies.protocol import Actor, Evaluation, PlainLayers
 from ppo.policies.snapshot import snapshot
 from ppo.spaces import check_observation_space, is_image
 
-__all__ = ["ActorCritic", "make_policy"]
+__all__ = ["ActorCritic", "blank_policy", "make_policy"]
 
 
 class ActorCritic(nn.Module):
@@ -32,7 +33,7 @@ class ActorCritic(nn.Module):
         observation_space: Box, vector or image.
         action_space: Discrete or Box.
         config: Sizes and options.
-        generator: Draws the initial weights.
+        generator: Draws the initial weights; None leaves them on the `meta` device, without values.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class ActorCritic(nn.Module):
         observation_space: gymnasium.Space[Any],
         action_space: gymnasium.Space[Any],
         config: PolicyConfig,
-        generator: torch.Generator,
+        generator: torch.Generator | None,
     ) -> None:
         super().__init__()
         space = check_observation_space(observation_space)
@@ -239,3 +240,32 @@ def make_policy(
     """
     generator = torch.Generator().manual_seed(seed)
     return ActorCritic(observation_space, action_space, config, generator)
+
+
+def blank_policy(
+    observation_space: gymnasium.Space[Any],
+    action_space: gymnasium.Space[Any],
+    config: PolicyConfig,
+    tensors: Mapping[str, Tensor],
+) -> ActorCritic:
+    """Build the policy that `tensors` are to be loaded into; its own are not initialised.
+
+    Names and shapes are compared before memory is taken, so sizes beyond reason cost nothing.
+
+    Raises:
+        SpaceError: A space is not supported.
+        ValueError: The tensors are not those of such a policy.
+    """
+    # Even without weights a layer takes a moment to make, and each one has tensors of its own.
+    if len(config.hidden_sizes) > len(tensors):
+        raise ValueError(
+            f"there are {len(tensors)} tensors for {len(config.hidden_sizes)} hidden layers"
+        )
+    policy = ActorCritic(observation_space, action_space, config, None)
+    shapes = {name: list(tensor.shape) for name, tensor in policy.state_dict().items()}
+    for name in sorted(shapes.keys() | tensors.keys()):
+        given = list(tensors[name].shape) if name in tensors else "missing"
+        wanted = shapes.get(name, "no such tensor")
+        if given != wanted:
+            raise ValueError(f"{name} has shape {given}, the configured policy: {wanted}")
+    return policy.to_empty(device="cpu")

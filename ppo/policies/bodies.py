@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,26 +22,36 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def orthogonal_linear(
-    num_inputs: int, num_outputs: int, gain: float, generator: torch.Generator
+    num_inputs: int, num_outputs: int, gain: float, generator: torch.Generator | None
 ) -> nn.Linear:
     """Linear layer with orthogonal weights of the given gain and zero bias (Saxe et al. 2014).
 
-    `skip_init` keeps torch's own initialisation from drawing on the global generator.
+    Without a generator it is a layer on the `meta` device: shapes that take no memory.
     """
-    layer = skip_init(nn.Linear, num_inputs, num_outputs)
-    nn.init.orthogonal_(layer.weight, gain, generator=generator)
-    nn.init.zeros_(layer.bias)
+    layer = skip_init(nn.Linear, num_inputs, num_outputs, device=_device(generator))
+    _orthogonal_(layer, gain, generator)
     return cast("nn.Linear", layer)
 
 
 def orthogonal_conv(
-    num_inputs: int, num_outputs: int, kernel: int, stride: int, generator: torch.Generator
+    num_inputs: int, num_outputs: int, kernel: int, stride: int, generator: torch.Generator | None
 ) -> nn.Conv2d:
-    """Convolution with orthogonal weights of gain sqrt(2) and zero bias."""
-    layer = skip_init(nn.Conv2d, num_inputs, num_outputs, kernel, stride=stride)
-    nn.init.orthogonal_(layer.weight, math.sqrt(2.0), generator=generator)
-    nn.init.zeros_(layer.bias)
+    """Convolution with orthogonal weights of gain sqrt(2) and zero bias; generator as above."""
+    device = _device(generator)
+    layer = skip_init(nn.Conv2d, num_inputs, num_outputs, kernel, stride=stride, device=device)
+    _orthogonal_(layer, math.sqrt(2.0), generator)
     return cast("nn.Conv2d", layer)
+
+
+def _device(generator: torch.Generator | None) -> str:
+    return "meta" if generator is None else "cpu"
+
+
+def _orthogonal_(layer: Any, gain: float, generator: torch.Generator | None) -> None:
+    """Fill a layer made by `skip_init`, which never draws on the global generator."""
+    if generator is not None:
+        nn.init.orthogonal_(layer.weight, gain, generator=generator)
+        nn.init.zeros_(layer.bias)
 
 
 class MLP(nn.Sequential):
@@ -51,7 +61,7 @@ class MLP(nn.Sequential):
         num_inputs: Number of input features.
         hidden_sizes: Width of each layer; empty for the identity.
         activation: A key of `ACTIVATIONS`.
-        generator: Draws the initial weights.
+        generator: Draws the initial weights; None leaves them on the `meta` device, without values.
     """
 
     def __init__(
@@ -59,7 +69,7 @@ class MLP(nn.Sequential):
         num_inputs: int,
         hidden_sizes: Sequence[int],
         activation: str,
-        generator: torch.Generator,
+        generator: torch.Generator | None,
     ) -> None:
         layers: list[nn.Module] = [nn.Flatten()]
         width = num_inputs
@@ -81,11 +91,11 @@ class NatureCNN(nn.Module):
     Args:
         shape: Shape of one image, at least 36 pixels high and wide.
         num_features: Width of the output.
-        generator: Draws the initial weights.
+        generator: As for `MLP`.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], generator: torch.Generator, num_features: int = 512
+        self, shape: tuple[int, ...], generator: torch.Generator | None, num_features: int = 512
     ) -> None:
         super().__init__()
         self._has_channels = len(shape) == 3
@@ -110,7 +120,8 @@ class NatureCNN(nn.Module):
             nn.Flatten(),
         )
         with torch.no_grad():
-            flat = self.convolutions(torch.zeros(1, *shape)).shape[1]
+            image = torch.zeros(1, *shape, device=_device(generator))
+            flat = self.convolutions(image).shape[1]
         self.linear = nn.Sequential(
             orthogonal_linear(flat, num_features, math.sqrt(2.0), generator), nn.ReLU()
         )

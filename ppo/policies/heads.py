@@ -37,7 +37,7 @@ class CategoricalHead(nn.Module):
         space: spaces.Discrete,
         num_features: int,
         config: PolicyConfig,
-        generator: torch.Generator,
+        generator: torch.Generator | None,
     ) -> None:
         super().__init__()
         self.num_actions = int(space.n)
@@ -67,7 +67,7 @@ class GaussianHead(nn.Module):
         space: spaces.Box,
         num_features: int,
         config: PolicyConfig,
-        generator: torch.Generator,
+        generator: torch.Generator | None,
     ) -> None:
         super().__init__()
         self.shape = space.shape
@@ -97,7 +97,7 @@ def make_action_head(
     space: gymnasium.Space[Any],
     num_features: int,
     config: PolicyConfig,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
 ) -> CategoricalHead | GaussianHead:
     """Head for an action space; `SpaceError` where there is none."""
     make_action_adapter(space)

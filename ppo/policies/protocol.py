@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -90,6 +90,21 @@ class Actor(Protocol):
 def takes_generator(policy: Policy) -> bool:
     """True if `policy.act` has a parameter `generator`."""
     return "generator" in inspect.signature(policy.act).parameters
+
+
+def frozen_parameters(policy: nn.Module) -> list[str]:
+    """Names of the parameters that are not to be trained."""
+    return [name for name, tensor in policy.named_parameters() if not tensor.requires_grad]
+
+
+def freeze_exactly(policy: nn.Module, names: Collection[str]) -> None:
+    """Freeze these parameters and release all others; `ValueError` for an unknown name."""
+    parameters = dict(policy.named_parameters())
+    unknown = sorted(set(names) - parameters.keys())
+    if unknown:
+        raise ValueError(f"it freezes {unknown}, which the policy does not have")
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name not in names)
 
 
 def policy_device(policy: nn.Module) -> torch.device:

@@ -11,6 +11,7 @@ OURS = {
     "ppo-0-workers": ("peers.ppo_agent", {"num_workers": 0}),
     "ppo-2-workers": ("peers.ppo_agent", {"num_workers": 2}),
     "ppo-own-module": ("peers.ppo_agent", {"own_module": True}),
+    "ppo-bfloat16": ("peers.ppo_agent", {"precision": "bfloat16"}),
 }
 
 OTHERS = {
@@ -24,6 +25,10 @@ OTHERS = {
 }
 
 PEERS = OURS | OTHERS
+
+# The others are written here for vectors only.
+FOR_PIXELS = {"ppo", "ppo-0-workers", "ppo-2-workers", "ppo-bfloat16", "sb3"}
+FOR_VECTORS = set(PEERS) - {"ppo-bfloat16"}
 
 
 class UnsupportedError(Exception):

@@ -59,8 +59,28 @@ def mlp(num_inputs, width, num_outputs, gain):
     return nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2])
 
 
-def make_config(workload, **changes):
+ATARI = {
+    "env_kwargs": {"frameskip": 1},
+    "wrappers": [
+        {"AtariPreprocessing": {"terminal_on_life_loss": True}},
+        {"ClipReward": {"min_reward": -1.0, "max_reward": 1.0}},
+        {"FrameStackObservation": {"stack_size": 4}},
+    ],
+}
+
+
+def make_config(workload, *, precision="float32", **changes):
     """The workload in this library's words; `num_workers` stays as the library chooses it."""
+    size = workload.hidden_size
+    policy = PolicyConfig(
+        hidden_sizes=(size, size),
+        activation="tanh",
+        log_std_init=0.0,
+        normalize_observations=workload.normalize,
+    )
+    if workload.pixels:
+        policy = PolicyConfig(hidden_sizes=(), shared=True, precision=precision)
+        changes |= {"env": workload.env, **ATARI}
     learning_rate, clip_range = workload.learning_rate, workload.clip_range
     return PPOConfig(
         num_envs=workload.num_envs,
@@ -76,12 +96,7 @@ def make_config(workload, **changes):
         adam_eps=workload.adam_eps,
         normalize_advantages="minibatch",
         normalize_rewards=workload.normalize,
-        policy=PolicyConfig(
-            hidden_sizes=(workload.hidden_size, workload.hidden_size),
-            activation="tanh",
-            log_std_init=0.0,
-            normalize_observations=workload.normalize,
-        ),
+        policy=policy,
     ).replace(**changes)
 
 

@@ -2,8 +2,8 @@
 
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 
 def train(workload, num_updates, seed, tick):
@@ -15,12 +15,23 @@ def train(workload, num_updates, seed, tick):
     def maybe_linear(value):
         return (lambda remaining: remaining * value) if workload.decay else value
 
-    env = make_vec_env(workload.env, n_envs=workload.num_envs, seed=seed)
+    if workload.pixels:
+        env = make_atari_env(workload.env, n_envs=workload.num_envs, seed=seed)
+        env = VecFrameStack(env, n_stack=4)
+    else:
+        env = make_vec_env(workload.env, n_envs=workload.num_envs, seed=seed)
     if workload.normalize:
         env = VecNormalize(env, gamma=workload.gamma)
     sizes = [workload.hidden_size, workload.hidden_size]
+    policy_kwargs = {
+        "net_arch": {"pi": sizes, "vf": sizes},
+        "activation_fn": torch.nn.Tanh,
+        "optimizer_kwargs": {"eps": workload.adam_eps},
+    }
+    if workload.pixels:
+        policy_kwargs = {"optimizer_kwargs": {"eps": workload.adam_eps}}
     model = Timed(
-        "MlpPolicy",
+        "CnnPolicy" if workload.pixels else "MlpPolicy",
         env,
         n_steps=workload.num_steps,
         batch_size=workload.minibatch_size,
@@ -31,11 +42,7 @@ def train(workload, num_updates, seed, tick):
         clip_range=maybe_linear(workload.clip_range),
         vf_coef=workload.value_coef,
         max_grad_norm=workload.max_grad_norm,
-        policy_kwargs={
-            "net_arch": {"pi": sizes, "vf": sizes},
-            "activation_fn": torch.nn.Tanh,
-            "optimizer_kwargs": {"eps": workload.adam_eps},
-        },
+        policy_kwargs=policy_kwargs,
         seed=seed,
         device="cpu",
     )

@@ -23,10 +23,10 @@ from typing_extensions import Self
 
 from ppo.agent import PPOAgent
 from ppo.checkpoint import versions
+from ppo.cli.metrics_log import MetricsLog, read_metrics
 from ppo.config import PPOConfig
 from ppo.errors import CheckpointError, ConfigError, PPOError
 from ppo.evaluation import EvaluationResult
-from ppo.metrics_log import MetricsLog, read_metrics
 from ppo.report import Report
 
 __all__ = ["RunFolder", "target_return"]

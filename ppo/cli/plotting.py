@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ppo.cli.runs import RunFolder, target_return
 from ppo.errors import MissingExtraError, PPOError
-from ppo.runs import RunFolder, target_return
 
 __all__ = ["plot_runs"]
 

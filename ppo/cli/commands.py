@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ppo.agent import PPOAgent
-from ppo.arguments import natural, parse_arguments
+from ppo.cli.arguments import natural, parse_arguments
+from ppo.cli.playing import open_video, open_window, play
+from ppo.cli.plotting import plot_runs
+from ppo.cli.runs import RunFolder, target_return
+from ppo.cli.stop_signals import StopSignals
 from ppo.config import PPOConfig, tuned_names
 from ppo.errors import CheckpointError, ConfigError, PPOError
-from ppo.playing import open_video, open_window, play
-from ppo.plotting import plot_runs
 from ppo.report import Report
-from ppo.runs import RunFolder, target_return
-from ppo.stop_signals import StopSignals
 
 __all__ = ["main"]
 

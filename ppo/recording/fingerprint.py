@@ -1,0 +1,62 @@
+"""Whether a policy is still the one that was recorded, and whether it can be recorded at all."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+from torch import Tensor, nn
+
+__all__ = ["Fingerprint"]
+
+_SIMPLE = (bool, int, float, str)
+_GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class Fingerprint:
+    """Everything that hangs on a policy's modules: a recording holds while none is exchanged.
+
+    What changes inside an object that stays (a list, a tensor) does not show. Tensors need not: a
+    recording reads them where they lie.
+
+    Args:
+        policy: Any module.
+
+    Attributes:
+        tensors: Parameters, buffers and other tensors that are attributes of a module.
+        repeatable: False if somebody must be called whenever a module runs (hooks), if a module
+            was compiled, or if it holds a random generator that is not torch's.
+    """
+
+    def __init__(self, policy: nn.Module) -> None:
+        modules = list(policy.modules())
+        self._values = [
+            value
+            for module in modules
+            for table in (vars(module), module._parameters, module._buffers, module._modules)
+            for value in table.values()
+        ]
+        self.tensors = [value for value in self._values if isinstance(value, Tensor)]
+        self._places = [tensor.data_ptr() for tensor in self.tensors]
+        self.repeatable = not (
+            any(getattr(module, name, None) for module in modules for name in _HOOKS)
+            or any(hasattr(module, "_orig_mod") for module in modules)
+            or any(tensor._backward_hooks for tensor in self.tensors)
+            or any(isinstance(value, _GENERATORS) for value in self._values)
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Fingerprint):
+            return NotImplemented
+        return (
+            self._places == other._places
+            and len(self._values) == len(other._values)
+            and all(map(_same, self._values, other._values))
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _same(one: object, other: object) -> bool:
+    return one is other or (type(one) is type(other) and isinstance(one, _SIMPLE) and one == other)

@@ -1,0 +1,203 @@
+"""How to repeat single torch operations on fixed memory, in NumPy where that is faster.
+
+A call of NumPy costs about a third of one of torch; matrix products stay torch's, whose threads
+the caller controls. A kernel gets the result's tensor and the operation's arguments, and returns
+the steps that write the result again, or None where it does not hold for these arguments.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["CONSTANTS", "KERNELS", "Step"]
+
+Step = tuple[Callable[..., object], Sequence[Any]]
+Kernel = Callable[..., "list[Step] | None"]
+
+_aten = torch.ops.aten
+
+CONSTANTS = {
+    _aten.ones_like.default,
+    _aten.zeros_like.default,
+    _aten.full_like.default,
+    _aten.new_zeros.default,
+    _aten.new_ones.default,
+    _aten.new_full.default,
+}
+"""Operations whose result depends on the shape of their arguments alone."""
+
+
+def _arrays(values: Sequence[Any]) -> list[Any]:
+    return [value.numpy() if isinstance(value, Tensor) else value for value in values]
+
+
+def _same_type(result: Tensor, values: Sequence[Any]) -> bool:
+    """True if NumPy computes in the type of the result, as torch does."""
+    return result.dtype in (torch.float32, torch.float64) and all(
+        value.dtype == result.dtype if isinstance(value, Tensor) else not isinstance(value, bool)
+        for value in values
+    )
+
+
+def _written_by(function: Callable[..., Any], out: Any, *args: Any) -> Step:
+    return functools.partial(function, out=out), args
+
+
+def _elementwise(ufunc: np.ufunc) -> Kernel:
+    def kernel(result: Tensor, *args: Any) -> list[Step] | None:
+        if not _same_type(result, args):
+            return None
+        out = result.numpy()
+        # Python's numbers would be converted in every call.
+        constants = [x if isinstance(x, Tensor) else np.asarray(x, out.dtype) for x in args]
+        return [_written_by(ufunc, out, *_arrays(constants))]
+
+    return kernel
+
+
+def _comparison(ufunc: np.ufunc) -> Kernel:
+    def kernel(result: Tensor, x: Tensor, other: Any) -> list[Step] | None:
+        if not _same_type(x, [other]):
+            return None
+        return [_written_by(ufunc, result.numpy(), *_arrays([x, other]))]
+
+    return kernel
+
+
+def _power(result: Tensor, x: Tensor, exponent: Any) -> list[Step] | None:
+    if exponent != 2 or not _same_type(result, [x]):
+        return None
+    return [_written_by(np.multiply, result.numpy(), x.numpy(), x.numpy())]
+
+
+def _clamp(result: Tensor, x: Tensor, low: Any = None, high: Any = None) -> list[Step] | None:
+    if not _same_type(result, [x]) or low is high is None:
+        return None
+    out, steps, array = result.numpy(), [], x.numpy()
+    for ufunc, bound in ((np.maximum, low), (np.minimum, high)):
+        if bound is not None:
+            steps.append(_written_by(ufunc, out, array, np.asarray(bound, out.dtype)))
+            array = out
+    return steps
+
+
+def _relu(result: Tensor, x: Tensor) -> list[Step] | None:
+    return _clamp(result, x, 0.0)
+
+
+def _tanh_backward(result: Tensor, grad: Tensor, tanh: Tensor) -> list[Step] | None:
+    if not _same_type(result, [grad, tanh]):
+        return None
+    d, h, out = _arrays([grad, tanh, result])
+    slope = np.empty_like(h)
+    return [
+        _written_by(np.multiply, slope, h, h),
+        _written_by(np.subtract, slope, 1.0, slope),
+        _written_by(np.multiply, out, d, slope),
+    ]
+
+
+def _threshold_backward(result: Tensor, grad: Tensor, x: Tensor, at: Any) -> list[Step] | None:
+    if not _same_type(result, [grad, x]):
+        return None
+    d, h, out = _arrays([grad, x, result])
+    stops = np.empty(h.shape, np.bool_)
+    return [
+        _written_by(np.less_equal, stops, h, at),  # false for NaN, which passes in torch too
+        (np.copyto, (out, d)),
+        (functools.partial(np.copyto, where=stops), (out, 0.0)),
+    ]
+
+
+def _where(result: Tensor, condition: Tensor, x: Tensor, other: Tensor) -> list[Step] | None:
+    if condition.dtype != torch.bool or not _same_type(result, [x, other]):
+        return None
+    mask, yes, no, out = _arrays([condition, x, other, result])
+    return [
+        (np.copyto, (out, no)),
+        (functools.partial(np.copyto, where=mask), (out, yes)),
+    ]
+
+
+def _copy(result: Tensor, x: Tensor) -> list[Step] | None:
+    return [(np.copyto, (result.numpy(), x.numpy()))] if _same_type(result, [x]) else None
+
+
+def _sum(result: Tensor, x: Tensor, axes: Any, keep: bool = False) -> list[Step] | None:
+    if not _same_type(result, [x]) or not axes or x.ndim == 0:
+        return None
+    over = {axis % x.ndim for axis in axes}
+    if x.ndim == 2 and len(over) == 1 and 0 not in x.stride() and result.is_contiguous():
+        # As a product with ones: for a few columns several times faster than a reduction.
+        rows, columns = x.shape
+        if over == {0}:
+            return _mm(result.view(1, columns), torch.ones(1, rows, dtype=x.dtype), x)
+        return _mm(result.view(rows, 1), x, torch.ones(columns, 1, dtype=x.dtype))
+    reduce = functools.partial(np.add.reduce, axis=tuple(over), keepdims=keep)
+    return [_written_by(reduce, result.numpy(), x.numpy())]
+
+
+# NumPy's BLAS has no public switch for its threads, which wait by spinning; for products of up to
+# so many terms it takes none. (Matrix times vector has a lower limit.)
+_TERMS_OF_ONE_THREAD = 2**18
+_TERMS_OF_ONE_THREAD_BY_A_VECTOR = 2**15
+
+
+def _mm(result: Tensor, x: Tensor, y: Tensor) -> list[Step] | None:
+    if not _same_type(result, [x, y]):
+        return None
+    rows, inner, columns = *x.shape, y.shape[1]
+    limit = _TERMS_OF_ONE_THREAD if min(rows, columns) > 1 else _TERMS_OF_ONE_THREAD_BY_A_VECTOR
+    if inner == 1:
+        return [_written_by(np.multiply, result.numpy(), *_arrays([x, y]))]
+    if rows * inner * columns <= limit:
+        return [_written_by(np.matmul, result.numpy(), *_arrays([x, y]))]
+    return [_written_by(torch.mm, result, x, y)]
+
+
+def _addmm(result: Tensor, bias: Tensor, x: Tensor, y: Tensor) -> list[Step] | None:
+    if result.shape[1] > 8:
+        return [_written_by(torch.addmm, result, bias, x, y)]
+    product = _mm(result, x, y)
+    if product is None:
+        return None
+    out = result.numpy()
+    return [*product, _written_by(np.add, out, out, bias.numpy())]
+
+
+KERNELS: dict[Any, Kernel] = {
+    _aten.add.Tensor: _elementwise(np.add),
+    _aten.sub.Tensor: _elementwise(np.subtract),
+    _aten.mul.Tensor: _elementwise(np.multiply),
+    _aten.div.Tensor: _elementwise(np.divide),
+    _aten.minimum.default: _elementwise(np.minimum),
+    _aten.maximum.default: _elementwise(np.maximum),
+    _aten.neg.default: _elementwise(np.negative),
+    _aten.exp.default: _elementwise(np.exp),
+    _aten.log.default: _elementwise(np.log),
+    _aten.tanh.default: _elementwise(np.tanh),
+    _aten.sqrt.default: _elementwise(np.sqrt),
+    _aten.expm1.default: _elementwise(np.expm1),
+    _aten.log1p.default: _elementwise(np.log1p),
+    _aten.ge.Scalar: _comparison(np.greater_equal),
+    _aten.le.Scalar: _comparison(np.less_equal),
+    _aten.gt.Scalar: _comparison(np.greater),
+    _aten.lt.Scalar: _comparison(np.less),
+    _aten.pow.Tensor_Scalar: _power,
+    _aten.clamp.default: _clamp,
+    _aten.relu.default: _relu,
+    _aten.tanh_backward.default: _tanh_backward,
+    _aten.threshold_backward.default: _threshold_backward,
+    _aten.where.self: _where,
+    _aten.clone.default: _copy,
+    _aten.sum.dim_IntList: _sum,
+    _aten.mm.default: _mm,
+    _aten.addmm.default: _addmm,
+}
+"""By operator; whatever is not here is called again as it is."""

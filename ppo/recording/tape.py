@@ -1,0 +1,274 @@
+"""Operations recorded once and repeated on the memory they were recorded in.
+
+A small network costs torch more between its operations than in them: dispatch, autograd's graph,
+a new tensor for every result. A `Tape` keeps each operation of one run, forward and backward, with
+the very tensors it read and wrote; a `Program` repeats them in place, as a CUDA graph does on its
+device. Views cost nothing then, and most of the rest runs in NumPy (see `ppo.recording.kernels`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ppo.recording.kernels import CONSTANTS, KERNELS, Step
+
+__all__ = ["Program", "Tape", "UnsupportedError"]
+
+_FORBIDDEN = {
+    torch.Tag.nondeterministic_seeded,
+    torch.Tag.data_dependent_output,
+    torch.Tag.dynamic_output_shape,
+    torch.Tag.inplace_view,
+}
+_aten = torch.ops.aten
+# Their schemas do not say that they move the running statistics.
+_TRAINS_IN_PLACE = {_aten.native_batch_norm.default, _aten._batch_norm_impl_index.default}
+
+
+class UnsupportedError(Exception):
+    """The recorded operations cannot be repeated."""
+
+
+class _Call(NamedTuple):
+    operator: Any  # torch._ops.OpOverload
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    result: Any
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._tape = tape
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the first call imports the whole compiler, for a second
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._tape.call(func, args, kwargs or {})
+
+
+class _Guard(TorchFunctionMode):
+    """Refuses what hands values to Python without an operation that a recorder would see."""
+
+    _readers = (Tensor.numpy, Tensor.__array__, Tensor.tolist)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._readers:
+            raise UnsupportedError(f"{func.__name__} hands values to Python")
+        return func(*args, **kwargs or {})
+
+
+class Program:
+    """Steps that compute again, from what the recorded inputs hold now, what was recorded.
+
+    Results appear in the tensors that the recorded operations returned.
+    """
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self._steps = steps
+
+    def __call__(self) -> None:
+        """Compute everything again."""
+        for function, args in self._steps:
+            function(*args)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+
+class Tape:
+    """Records torch operations, in one or several parts.
+
+    Args:
+        known: Tensors whose values the programs may read anew; any other from before the recording
+            is refused, since it may be the result of something torch has not seen. None: all.
+        random: Also record operations that draw random numbers; repeated, they draw new ones from
+            the generator they drew from.
+
+    Example:
+        >>> x, tape = torch.zeros(3), Tape()
+        >>> with tape.record():
+        ...     y = (x + 1.0).exp().sum()
+        >>> (program,) = tape.programs()
+        >>> _ = x.fill_(-1.0)
+        >>> program()
+        >>> y
+        tensor(3.)
+    """
+
+    def __init__(self, known: Iterable[Tensor] | None = None, *, random: bool = False) -> None:
+        self._known = None if known is None else _storages(list(known))
+        self._forbidden = _FORBIDDEN - {torch.Tag.nondeterministic_seeded} if random else _FORBIDDEN
+        self._parts: list[list[_Call]] = []
+        self._made: set[int] = set()  # memory of results
+        self._changed: set[int] = set()  # of it, what is written to once more
+
+    @contextmanager
+    def record(self) -> Iterator[None]:
+        """Record what torch computes in this block, also inside autograd, as the next part.
+
+        Raises:
+            UnsupportedError: An operation draws random numbers (without `random`), lets a value
+                decide on a shape or on what Python does, reads a tensor that is not known, changes
+                one from before the recording, or is not of dense tensors on the CPU. It has not
+                been carried out.
+        """
+        self._parts.append([])
+        with _Guard(), _Recorder(self):
+            yield
+
+    def call(self, operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Carry an operation out and keep it."""
+        inputs = _tensors((args, kwargs))
+        if self._forbidden & set(operator.tags):
+            raise UnsupportedError(f"{operator} gives another result each time")
+        if not all(_is_plain(tensor) for tensor in inputs):
+            raise UnsupportedError(f"{operator} is not of dense tensors on the CPU")
+        if not all(self.owns(tensor) for tensor in inputs):
+            raise UnsupportedError(f"{operator} reads a tensor that comes from nowhere known")
+        if operator._schema.is_mutable:
+            written = _storages(_written(operator, args, kwargs))
+            if not written <= self._made:
+                raise UnsupportedError(f"{operator} changes a tensor from before the recording")
+            self._changed |= written
+        if operator in _TRAINS_IN_PLACE and args[5] and args[3] is not None:
+            raise UnsupportedError(f"{operator} changes running statistics")
+        result = operator(*args, **kwargs)
+        if not all(_is_plain(tensor) for tensor in _tensors(result)):
+            raise UnsupportedError(f"{operator} does not make dense tensors on the CPU")
+        self._made |= _storages(_tensors(result)) - _storages(inputs)
+        self._parts[-1].append(_Call(operator, args, kwargs, result))
+        return result
+
+    def owns(self, tensor: Tensor) -> bool:
+        """True if the tensor was made in the recording, or was known before."""
+        place = tensor.untyped_storage().data_ptr()
+        return self._known is None or place in self._made or place in self._known
+
+    def can_move(self, tensor: Tensor) -> bool:
+        """True for a contiguous result of the recording that fills its memory."""
+        storage = tensor.untyped_storage()
+        alone = storage.data_ptr() in self._made and storage.nbytes() == tensor.nbytes
+        return alone and tensor.is_contiguous()
+
+    def programs(self, homes: Sequence[tuple[Tensor, Tensor]] = ()) -> list[Program]:
+        """One program for each part, to be run in the order of recording.
+
+        Args:
+            homes: Pairs of a recorded result and a tensor of its shape, both contiguous. The
+                programs write the result to the other tensor and leave its own memory as it is.
+
+        Raises:
+            ValueError: A result does not have its memory for itself (see `can_move`).
+        """
+        moved = {}
+        for result, home in homes:
+            if not (self.can_move(result) and home.is_contiguous()):
+                raise ValueError("only a contiguous result with memory of its own can be moved")
+            moved[result.untyped_storage().data_ptr()] = home
+        return [
+            Program([step for call in part for step in self._steps(call, moved)])
+            for part in self._parts
+        ]
+
+    def _steps(self, call: _Call, moved: Mapping[int, Tensor]) -> list[Step]:
+        memory = _storages(_tensors(call.result))
+        mutable = call.operator._schema.is_mutable
+        if not mutable and memory <= _storages(_tensors((call.args, call.kwargs))):
+            return []  # views, of what other steps write
+        fresh = torch.Tag.nondeterministic_seeded in call.operator.tags
+        constant = call.operator in CONSTANTS or not _tensors((call.args, call.kwargs))
+        if constant and not fresh and not memory & (self._changed | moved.keys()):
+            return []
+        operator, *call_tensors = call
+        args, kwargs, result = _map_tensors(functools.partial(_move, moved), call_tensors)
+        if mutable:
+            return [(functools.partial(operator, **kwargs), args)]
+        results = _tensors(result)
+        kernel = KERNELS.get(operator)
+        # The layout of a result is that of its memory; other options are not the kernels'.
+        plain = kernel is not None and not kwargs.keys() - {"memory_format"}
+        steps = kernel(*results, *args) if kernel is not None and plain else None
+        return [_call_again(operator, args, kwargs, results)] if steps is None else steps
+
+
+def _call_again(
+    operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any], results: list[Tensor]
+) -> Step:
+    """The operator itself, into its old results."""
+    wanted = [(argument.name, str(argument.type)) for argument in operator._schema.arguments]
+    for name in operator.overloadpacket.overloads():
+        variant = getattr(operator.overloadpacket, name)
+        arguments = variant._schema.arguments
+        outs = [argument.name for argument in arguments if argument.is_out]
+        others = [(a.name, str(a.type)) for a in arguments if not a.is_out]
+        if len(outs) == len(results) and others == wanted:
+            into = dict(zip(outs, results, strict=True))
+            return functools.partial(variant, **kwargs, **into), args
+
+    def copy(*args: Any) -> None:
+        for result, new in zip(results, _tensors(operator(*args, **kwargs)), strict=True):
+            result.copy_(new)
+
+    return copy, args
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, list | tuple):
+        for item in tree:
+            yield from _leaves(item)
+    elif isinstance(tree, dict):
+        yield from _leaves(list(tree.values()))
+    else:
+        yield tree
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in _leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    if isinstance(tree, list | tuple):
+        return type(tree)(_map_tensors(function, item) for item in tree)
+    if isinstance(tree, Mapping):
+        return {name: _map_tensors(function, item) for name, item in tree.items()}
+    return function(tree) if isinstance(tree, Tensor) else tree
+
+
+def _move(moved: Mapping[int, Tensor], tensor: Tensor) -> Tensor:
+    """The tensor without its history; where its memory was moved, the same view of the new one."""
+    tensor = tensor.detach()
+    home = moved.get(tensor.untyped_storage().data_ptr())
+    if home is None:
+        return tensor
+    offset = home.storage_offset() + tensor.storage_offset()
+    return home.as_strided(tensor.shape, tensor.stride(), offset)
+
+
+def _storages(tensors: Sequence[Tensor]) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+
+def _written(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors among an operation's arguments that it writes to."""
+    arguments = operator._schema.arguments
+    given = {argument.name: value for argument, value in zip(arguments, args, strict=False)}
+    given |= kwargs
+    names = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
+    return _tensors([given[name] for name in names if name in given])
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """True for what NumPy can view; a complex tensor's conjugate is no view to it."""
+    on_cpu = tensor.device.type == "cpu" and tensor.layout == torch.strided
+    return on_cpu and not tensor.is_complex()

@@ -1,0 +1,194 @@
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_policies import (
+    assert_bitwise_equal,
+    build,
+    improve,
+    make_batch,
+    make_learner,
+    parts,
+)
+from strategies import seeds
+from torch import nn
+
+from ppo.learner.flat_adam import FlatAdam
+
+
+def groups_of_layers(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    layers = nn.ModuleList([nn.Linear(3, 5), nn.Linear(5, 2), nn.Linear(3, 1)])
+    with torch.no_grad():
+        for parameter in layers.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    named = {
+        "actor": [*layers[0].parameters(), *layers[1].parameters()],
+        "critic": [*layers[2].parameters()],
+    }
+    return layers, named
+
+
+@given(seeds, st.sampled_from([0.01, 0.5, 1e6]), st.sampled_from([1e-8, 1e-5, 1e-1]))
+@settings(max_examples=15, deadline=None)
+def test_flat_adam_is_torch_adam_with_a_clip_per_network(seed, max_norm, eps):
+    ours, our_groups = groups_of_layers()
+    theirs, their_groups = groups_of_layers()
+    flat = FlatAdam(our_groups, eps)
+    adam = torch.optim.Adam(theirs.parameters(), lr=1.0, eps=eps)
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(60):
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            gradient = torch.randn(one.shape, generator=generator) * 10 ** (step % 5 - 2)
+            one.grad.copy_(gradient)
+            other.grad = gradient.clone()
+        learning_rate = 1e-2 / (step + 1)
+        norm = flat.step(learning_rate, max_norm)
+        norms = [nn.utils.clip_grad_norm_(group, max_norm) for group in their_groups.values()]
+        adam.param_groups[0]["lr"] = learning_rate
+        adam.step()
+        assert norm == pytest.approx(math.hypot(*(float(n) for n in norms)), rel=1e-5)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_flat_adam_moves_parameters_into_one_vector_without_changing_them():
+    layers, groups = groups_of_layers()
+    before = [p.detach().clone() for p in layers.parameters()]
+    objects = list(layers.parameters())
+    flat = FlatAdam(groups, 1e-5)
+    assert all(p is q for p, q in zip(layers.parameters(), objects, strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(layers.parameters(), before, strict=True))
+    assert sum(map(len, flat.parameters)) == sum(p.numel() for p in before)
+    flat.parameters[1].fill_(7.0)
+    flat.gradients[0].fill_(5.0)
+    assert (layers[2].weight == 7.0).all()
+    assert (layers[1].bias.grad == 5.0).all()
+
+
+def test_backward_adds_into_the_flat_gradient():
+    layers, groups = groups_of_layers()
+    flat = FlatAdam(groups, 1e-5)
+    layers[2](torch.ones(1, 3)).sum().backward()
+    assert flat.gradients[1].tolist() == [1.0, 1.0, 1.0, 1.0]
+    assert not flat.gradients[0].any()
+    flat.zero_grad()
+    assert not flat.gradients[1].any()
+    assert not layers[2].weight.grad.any()
+
+
+def test_flat_adam_goes_on_exactly_from_its_state_dict():
+    trained = []
+    for interrupted in (False, True):
+        policy = build(seed=3)
+        learner = make_learner(policy)
+        improve(learner, make_batch(policy, seed=1))
+        if interrupted:
+            state, weights = learner.state_dict(), copy.deepcopy(policy.state_dict())
+            improve(learner, make_batch(policy, seed=9))  # must not reach into the copies
+            policy = build(seed=4)
+            policy.load_state_dict(weights)
+            learner = make_learner(policy)
+            learner.load_state_dict(state)
+        improve(learner, make_batch(policy, seed=2))
+        trained.append(parts(policy, learner))
+    assert_bitwise_equal(*trained)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda state: state.pop("actor.exp_avg"),
+        lambda state: state.update(extra=torch.zeros(1)),
+        lambda state: state.update({"critic.exp_avg": torch.zeros(3)}),
+        lambda state: state.clear(),
+    ],
+)
+def test_the_state_of_another_optimizer_is_refused_whole(damage):
+    policy = build()
+    learner = make_learner(policy)
+    improve(learner, make_batch(policy))
+    before = parts(policy, learner)
+    state = {name: tensor + 1.0 for name, tensor in learner.state_dict().items()}
+    damage(state)
+    with pytest.raises(ValueError, match="optimizer state"):
+        learner.load_state_dict(state)
+    assert_bitwise_equal(parts(policy, learner), before)
+
+
+def test_a_policy_without_parameters_cannot_be_trained():
+    with pytest.raises(ValueError, match="no parameters"):
+        make_learner(nn.Identity())
+
+
+def test_parameters_of_two_dtypes_train_side_by_side():
+    groups = {"both": [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2).double())]}
+    flat = FlatAdam(groups, 1e-5)
+    for gradient in flat.gradients:
+        gradient.fill_(1.0)
+    flat.step(0.1, 10.0)
+    for parameter in groups["both"]:
+        assert parameter.tolist() == pytest.approx([0.9, 0.9], abs=1e-4)
+
+
+def train(policy, learner, numbers):
+    for number in numbers:
+        improve(learner, make_batch(policy, seed=number), number)
+
+
+def moments(learner):
+    """Both moments of every parameter, by the parameter's id."""
+    return {id(p): torch.stack(state).clone() for p, *state in learner._optimizer._moments()}
+
+
+def test_the_moments_of_what_is_frozen_and_released_leave_all_others_alone():
+    policy = build()
+    learner = make_learner(policy)
+    train(policy, learner, range(2))
+    before = moments(learner)
+    body = {id(parameter) for parameter in policy.actor_body.parameters()}
+    policy.actor_body.requires_grad_(False)
+    learner._take_up_changes()
+    assert moments(learner).keys() == before.keys() - body
+    assert all(torch.equal(state, before[key]) for key, state in moments(learner).items())
+    assert learner._optimizer._step_count == 18.0  # 2 updates, 3 epochs, 3 minibatches
+
+    train(policy, learner, range(2, 4))
+    frozen = moments(learner)
+    policy.actor_body.requires_grad_(True)
+    learner._take_up_changes()
+    for key, state in moments(learner).items():
+        assert torch.equal(state, torch.zeros_like(state) if key in body else frozen[key])
+    assert learner._optimizer._step_count == 36.0
+
+
+def test_a_part_frozen_from_elsewhere_does_not_change_how_the_rest_learns():
+    trained = []
+    for freeze in (False, True):
+        policy = build()
+        learner = make_learner(policy)
+        train(policy, learner, range(2))
+        if freeze:
+            policy.actor_body.requires_grad_(False)
+            policy.action_head.requires_grad_(False)
+        train(policy, learner, range(2, 4))
+        critic = [*policy.critic_body.parameters(), *policy.value_head.parameters()]
+        trained.append({str(number): p.detach().clone() for number, p in enumerate(critic)})
+    # Actor and critic share nothing, so the critic's steps are those it would have taken.
+    for name, tensor in trained[0].items():
+        torch.testing.assert_close(tensor, trained[1][name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_parameter_exchanged_for_another_starts_without_moments():
+    policy = build()
+    learner = make_learner(policy)
+    train(policy, learner, range(2))
+    before = moments(learner)
+    policy.value_head = nn.Linear(8, 1)
+    learner._take_up_changes()
+    new = {id(parameter) for parameter in policy.value_head.parameters()}
+    for key, state in moments(learner).items():
+        assert torch.equal(state, torch.zeros_like(state) if key in new else before[key])
