@@ -7,12 +7,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from gymnasium.spaces import Discrete
-from gymnasium.vector import VectorEnv
 from torch import nn
 from typing_extensions import Self
 
@@ -26,7 +25,7 @@ from ppo.evaluation import EvaluationResult, evaluate
 from ppo.learner import Learner
 from ppo.losses import explained_variance
 from ppo.policies.actor_critic import blank_policy, make_policy
-from ppo.policies.protocol import Policy, freeze_exactly, frozen_parameters
+from ppo.policies.protocol import freeze_exactly, frozen_parameters
 from ppo.progress import progress_bar
 from ppo.report import Callback, Report, asks_to_stop, episode_means
 from ppo.rollout import Episode, Rollout
@@ -149,7 +148,8 @@ class PPOAgent:
 
         Args:
             env: As for `RolloutCollector`; the id in the config brings the config's arguments
-                and wrappers.
+                and wrappers. With `num_workers="auto"` an environment given by its id is stepped
+                in one process per processor, if the policy can act there; any other in this one.
             steps: Transitions over all environments, at least 1; rounded up to whole rollouts.
             callback: Called with a `Report` after each update; returning False stops.
             progress: Show a progress bar; None shows one on a terminal.
@@ -175,9 +175,8 @@ class PPOAgent:
                 start = time.perf_counter()
                 rollout = collector.collect(self.policy, self.config.num_steps)
                 metrics = self.update(rollout)
-                metrics["steps_per_second"] = rollout.num_transitions / (
-                    time.perf_counter() - start
-                )
+                seconds = time.perf_counter() - start
+                metrics["steps_per_second"] = rollout.num_transitions / seconds
                 report = self._report(rollout, metrics)
                 bar(report)
                 if self._logger is not None:
@@ -186,11 +185,18 @@ class PPOAgent:
                     break
         return self
 
+    def _num_workers(self, env: EnvLike) -> int | Literal["auto"]:
+        chosen = self.config.num_workers
+        # An environment made from its id holds nothing that a caller could miss in this process;
+        # for a policy that cannot act in a worker, waking it at every step may not pay.
+        acts_there = self.policy is None or hasattr(self.policy, "snapshot")
+        return 0 if chosen == "auto" and not (isinstance(env, str) and acts_there) else chosen
+
     def _collector(self, env: EnvLike) -> RolloutCollector:
         return RolloutCollector(
             self._env(env),
             num_envs=self.config.num_envs,
-            num_workers=0 if isinstance(env, VectorEnv) else self.config.num_workers,
+            num_workers=self._num_workers(env),
             seed=np.random.SeedSequence(self.seed, spawn_key=(3, self._learn_calls)),
             device=self.device,
         )
@@ -210,8 +216,7 @@ class PPOAgent:
         """Improve the policy on one rollout: the whole of PPO.
 
         Args:
-            rollout: Collected with `agent.policy` as it is now. One of another number of
-                environments begins other episodes: reward scaling starts their returns anew.
+            rollout: Collected with `agent.policy` as it is now.
 
         Returns:
             `policy_loss, value_loss, entropy, approx_kl, clip_fraction, grad_norm` (means over
@@ -229,10 +234,9 @@ class PPOAgent:
         scaler = copy.deepcopy(self._reward_scaler)  # kept only if the update succeeds
         rewards = rollout.rewards
         if config.normalize_rewards:
-            num_envs = rewards.shape[1]
-            scaler = scaler or RewardScaler(config.gamma, num_envs)
-            if scaler.num_envs != num_envs:  # other environments, so other episodes
-                scaler.reset(num_envs)
+            scaler = scaler or RewardScaler(config.gamma, rewards.shape[1])
+            if scaler.num_envs != rewards.shape[1]:  # other environments: their returns start anew
+                scaler.reset(rewards.shape[1])
             rewards = scaler(rewards, rollout.terminated, rollout.truncated, rollout.valid)
         advantages, returns = gae(
             rewards,
@@ -287,10 +291,9 @@ class PPOAgent:
         batch = torch.from_numpy(array).to(self.device)
         actions = self.policy.act(batch, generator=self._act_generator, deterministic=deterministic)
         adapted = make_action_adapter(self.action_space)(actions.cpu().numpy())
-        if not single:
-            return adapted
         # A Box of no axes holds arrays, a Discrete numbers.
-        return adapted[0] if isinstance(self.action_space, Discrete) else adapted[0, ...]
+        row = 0 if isinstance(self.action_space, Discrete) else (0, ...)
+        return adapted[row] if single else adapted
 
     def evaluate(
         self, env: EnvLike, episodes: int = 100, *, deterministic: bool = True, seed: int = 0
@@ -305,9 +308,8 @@ class PPOAgent:
         """
         if self.policy is None:
             raise PPOError("evaluate needs a policy: call learn or load first")
-        policy: Policy = self.policy
-        root = np.random.SeedSequence(self.seed, spawn_key=(4, seed))
-        return evaluate(policy, self._env(env), episodes, deterministic=deterministic, seed=root)
+        source, root = self._env(env), np.random.SeedSequence(self.seed, spawn_key=(4, seed))
+        return evaluate(self.policy, source, episodes, deterministic=deterministic, seed=root)
 
     def save(self, path: str | Path) -> None:
         """Write policy, optimizer, normalisers, generators and counters to one file, atomically.

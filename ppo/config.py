@@ -41,7 +41,8 @@ class PPOConfig:
         target_return: Mean return at which a run counts as solved, for its summary; None takes
             Gymnasium's reward threshold, where the environment has one.
         num_envs: Parallel environments `N`.
-        num_workers: Worker processes; 0 steps in this process. Changes speed, never results.
+        num_workers: Worker processes; 0 steps in this process, and `"auto"` chooses: see
+            `PPOAgent.learn`. Changes speed, never results.
         num_steps: Steps per rollout and environment `T`.
         num_epochs: Passes over each rollout.
         minibatch_size: Transitions per gradient step.
@@ -78,7 +79,7 @@ class PPOConfig:
     steps: int | None = None
     target_return: float | None = None
     num_envs: int = 8
-    num_workers: int = 0
+    num_workers: int | Literal["auto"] = "auto"
     num_steps: int = 256
     num_epochs: int = 10
     minibatch_size: int = 64
@@ -100,7 +101,9 @@ class PPOConfig:
         check_fields(self)
         for name in ("num_envs", "num_steps", "num_epochs", "minibatch_size"):
             _check(self, name, getattr(self, name) >= 1, "at least 1")
-        _check(self, "num_workers", self.num_workers >= 0, "0 (this process) or more")
+        automatic = self.num_workers == "auto"
+        known = automatic or int(self.num_workers) >= 0
+        _check(self, "num_workers", known, '"auto", 0 (this process) or more')
         _check(self, "steps", self.steps is None or self.steps >= 1, "at least 1")
         for name in ("gamma", "gae_lambda"):
             _check(self, name, 0.0 <= getattr(self, name) <= 1.0, "in [0, 1]")

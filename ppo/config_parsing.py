@@ -235,10 +235,17 @@ def _coerce(hint: Any, value: Any, name: str, where: str, *, lenient: bool) -> A
     """Convert one value to a field's type; `lenient` takes numbers written as strings."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None or (isinstance(value, Text) and value.means_null):
+        nothing = value is None or (isinstance(value, Text) and value.means_null)
+        if nothing and type(None) in arguments:
             return None
-        (hint,) = (argument for argument in arguments if argument is not type(None))
-        return _coerce(hint, value, name, where, lenient=lenient)
+        words = [w for a in arguments if typing.get_origin(a) is typing.Literal for w in a.__args__]
+        if isinstance(value, str) and value in words:
+            return str(value)
+        (hint, *_) = (a for a in arguments if a is not type(None))
+        try:
+            return _coerce(hint, value, name, where, lenient=lenient)
+        except ConfigError as error:
+            raise ConfigError(f"{error} (or one of {words})" if words else error) from None
     if origin is typing.Literal:
         if not isinstance(value, str) or value not in arguments:
             raise ConfigError(f"{name} must be one of {list(arguments)}, got {value!r}")

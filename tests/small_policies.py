@@ -70,7 +70,7 @@ def make_batch(policy, rows=48, seed=0, log_ratios=0.1, num_inputs=4):
     if not isinstance(log_ratios, torch.Tensor):
         log_ratios = log_ratios * torch.randn(rows, generator=generator)
     with torch.no_grad():
-        new = Evaluation(*policy.evaluate(obs, actions))
+        new = Evaluation(*(output.detach() for output in policy.evaluate(obs, actions)))
     return Batch(
         obs=obs,
         actions=actions,

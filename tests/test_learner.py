@@ -233,6 +233,22 @@ def test_what_a_user_does_to_the_policy_between_updates_is_taken_up(make, change
     assert not torch.equal(policy.value_head.weight, weights["value_head.weight"])
 
 
+@pytest.mark.parametrize("make", [build, lambda: eager(build())])
+def test_rows_that_still_carry_a_gradient_are_constants(make):
+    trained = []
+    for with_history in (False, True):
+        policy = make()
+        batch = make_batch(policy)
+        leaves = {n: t.requires_grad_() for n, t in batch.fields.items() if t.is_floating_point()}
+        if not with_history:
+            batch = make_batch(policy)
+        learner = make_learner(policy)
+        improve(learner, batch)
+        trained.append(parts(policy, learner))
+        assert all(leaf.grad is None for leaf in leaves.values())
+    assert_bitwise_equal(*trained)
+
+
 def test_the_metrics_are_finite_means_with_the_documented_names():
     policy = build()
     metrics = improve(make_learner(policy), make_batch(policy))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ from ppo.spaces import (
 )
 
 __all__ = ["RolloutCollector", "open_columns"]
+
+_NUMBERS_AT_ONCE = 2**23  # of observations that the policy is asked about in one call
 
 
 def open_columns(source: EnvSource, root: np.random.SeedSequence) -> Columns:
@@ -109,8 +112,9 @@ class RolloutCollector:
         step_timeout: float | None = None,
     ) -> None:
         self._closed_because: str | None = "it was never opened"
-        automatic = num_workers == "auto"
-        if not automatic and (not isinstance(num_workers, int | np.integer) or num_workers < 0):
+        if num_workers != "auto" and not (
+            isinstance(num_workers, int | np.integer) and num_workers >= 0
+        ):
             raise ValueError(
                 'num_workers must be an integer, 0 (this process) or more, or "auto", '
                 f"got {num_workers!r}"
@@ -126,7 +130,7 @@ class RolloutCollector:
             self.device = torch.device(device)
         except RuntimeError as error:
             raise ValueError(f"device {device!r} is unknown: {error}") from error
-        if automatic:
+        if num_workers == "auto":
             num_workers = fitting_number_of_workers(len(source.factories), start_method)
         if num_workers == 0 or source.vector is not None or not source.copyable:
             self._backend: Backend = InProcess(open_columns(source, root))
@@ -299,13 +303,23 @@ class RolloutCollector:
         def select(tensor: Tensor) -> Tensor:
             return tensor.flatten(0, 1) if everything else tensor[valid]
 
-        evaluation = Evaluation(*policy.evaluate(select(rows["obs"]), select(rows["actions"])))
+        # In parts, where the numbers inside of the policy would outgrow the rollout itself.
+        size = max(1, _NUMBERS_AT_ONCE // max(1, math.prod(self._obs_shape)))
+        parts = [
+            Evaluation(*policy.evaluate(obs, actions))
+            for obs, actions in zip(
+                select(rows["obs"]).split(size), select(rows["actions"]).split(size), strict=True
+            )
+        ]
+        evaluation = Evaluation(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
         log_probs, values = torch.zeros_like(rows["rewards"]), torch.zeros_like(rows["rewards"])
         log_probs[valid] = evaluation.log_probs.to(log_probs.dtype)
         values[valid] = evaluation.values.to(values.dtype)
 
         successors = [*(final.obs for final in harvest.finals), *buffers.obs[num_steps]]
-        successor_values = policy.value(self._tensor(np.stack(successors))).to(values.dtype)
+        successor_values = torch.cat(
+            [policy.value(obs) for obs in self._tensor(np.stack(successors)).split(size)]
+        ).to(values.dtype)
         count = len(harvest.finals)
         final_values, last_values = successor_values[:count], successor_values[count:]
         next_values = torch.cat([values[1:], last_values.unsqueeze(0)])

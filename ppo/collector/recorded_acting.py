@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ppo.recording.fingerprint import Fingerprint
-from ppo.recording.tape import Tape, UnsupportedError
+from ppo.recording import Fingerprint, Tape, UnsupportedError
 
 __all__ = ["RecordedActing"]
 

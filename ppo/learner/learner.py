@@ -59,8 +59,8 @@ class Learner:
         self._build()
 
     def _build(self) -> None:
-        self._trained = _trainable(self._policy)
         self._optimizer = FlatAdam(parameter_groups(self._policy), self._adam_eps)
+        self._trained = _trainable(self._policy)
         self._gradient = _fastest_gradient(self._policy, self._optimizer)
 
     def _take_up_changes(self) -> None:
@@ -109,6 +109,8 @@ class Learner:
             self._value_clip_range,
             self._normalize_advantages,
         )
+        # Rows are constants, also if whoever collected them left their history on.
+        batch = batch.replace(**{name: rows.detach() for name, rows in batch.fields.items()})
         undo = _Undo(self._policy, self._optimizer)
         # What overflows is found by its metric; NumPy need not warn of it as well.
         with _threads(self._gradient.num_threads), np.errstate(all="ignore"):
@@ -193,9 +195,8 @@ def _means(records: list[list[float | Tensor]]) -> dict[str, float]:
     names = (*METRICS, "grad_norm")
     if not records:
         return dict.fromkeys(names, math.nan)
-    first = records[0][0]
-    if isinstance(first, Tensor):
-        rows = torch.stack([torch.stack(record) for record in records])  # type: ignore[arg-type]
+    if isinstance(records[0][0], Tensor):
+        rows = torch.stack([torch.stack([torch.as_tensor(x) for x in row]) for row in records])
     else:
         rows = torch.tensor(records, dtype=torch.float64)
     return dict(zip(names, rows.mean(0).tolist(), strict=True))

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ppo.learner.eager import EagerGradient, LossSettings
 from ppo.learner.flat_adam import FlatAdam
 from ppo.learner.numpy_loss import normalized, policy_loss, value_loss
-from ppo.learner.tape import Program, Tape, UnsupportedError
 from ppo.policies.protocol import Evaluation
+from ppo.recording import Fingerprint, Program, Tape, UnsupportedError
 from ppo.rollout import Batch
 
 __all__ = ["RecordedGradient"]
@@ -26,15 +26,13 @@ _MOST_RECORDINGS = 16
 _REPLAYS_PER_COMPARISON = 256
 _TOLERANCE = 1e-3  # of a gradient's norm
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
 
 class RecordedGradient:
     """Records `evaluate` and its backward pass, once per size of minibatch, and replays them.
 
-    A recording holds while the policy computes the same. It is dropped when an attribute of a
-    module has changed, and is compared with autograd when it is new and on every 256th replay. A
-    policy that cannot be repeated (random numbers, branches on values, hooks) is left to autograd.
+    A recording holds while the policy computes the same (see `Fingerprint`), and is compared with
+    autograd when it is new and on every 256th replay. A policy that cannot be repeated (random
+    numbers, branches on values, hooks) is left to autograd.
 
     Args:
         policy: Evaluated on minibatches.
@@ -48,8 +46,8 @@ class RecordedGradient:
         self._optimizer = optimizer
         self._eager = EagerGradient(policy, optimizer)
         self._recordings: dict[tuple[object, ...], _Recording] = {}
-        self._attributes: list[object] = []
-        self._repeatable = True
+        self._fingerprint: Fingerprint | None = None
+        self._repeatable = False
 
     @staticmethod
     def supports(optimizer: FlatAdam) -> bool:
@@ -63,11 +61,10 @@ class RecordedGradient:
 
     def begin(self) -> None:
         """Drop the recordings if the policy is not as it was at the last update."""
-        attributes = _attributes(self._policy)
-        if not _same(attributes, self._attributes):
+        fingerprint = Fingerprint(self._policy)
+        if fingerprint != self._fingerprint:
             self._recordings.clear()
-            self._attributes = attributes
-            self._repeatable = not any(_is_watched(module) for module in self._policy.modules())
+            self._fingerprint, self._repeatable = fingerprint, fingerprint.repeatable
 
     def __call__(self, batch: Batch, settings: LossSettings) -> list[float]:
         """Write the gradient of one minibatch; returns the `METRICS`."""
@@ -79,8 +76,8 @@ class RecordedGradient:
             if key not in self._recordings:
                 if len(self._recordings) == _MOST_RECORDINGS:
                     del self._recordings[next(iter(self._recordings))]
-                self._recordings[key] = _Recording(self._policy, batch, settings)
-                if not _same(_attributes(self._policy), self._attributes):
+                self._recordings[key] = self._record(batch, settings)
+                if Fingerprint(self._policy) != self._fingerprint:
                     raise UnsupportedError("the policy changes itself when it is evaluated")
         except UnsupportedError:
             self._recordings.clear()
@@ -91,6 +88,10 @@ class RecordedGradient:
         if recording.replays <= 2 or recording.replays % _REPLAYS_PER_COMPARISON == 0:
             return self._compare(recording, metrics, batch, settings)
         return metrics
+
+    def _record(self, batch: Batch, settings: LossSettings) -> _Recording:
+        assert self._fingerprint is not None
+        return _Recording(self._policy, self._fingerprint.tensors, batch, settings)
 
     def _by_autograd(self, batch: Batch, settings: LossSettings) -> list[float]:
         return [metric.item() for metric in self._eager(batch, settings)]
@@ -123,12 +124,18 @@ class _Recording:
         UnsupportedError: The policy cannot be repeated.
     """
 
-    def __init__(self, policy: nn.Module, batch: Batch, settings: LossSettings) -> None:
+    def __init__(
+        self,
+        policy: nn.Module,
+        known: Sequence[Tensor],
+        batch: Batch,
+        settings: LossSettings,
+    ) -> None:
         self.replays = 0
         obs, actions = batch.obs.clone(), batch.actions.clone()
         self._obs, self._actions = obs.numpy(), actions.numpy()
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        tape = Tape()
+        tape = Tape([*known, obs, actions])
         with torch.enable_grad():
             with tape.record():
                 new = Evaluation(*policy.evaluate(obs, actions))  # type: ignore[operator]
@@ -136,6 +143,7 @@ class _Recording:
                 if not _is_column(output, len(batch)) or output.dtype != new.values.dtype:
                     raise UnsupportedError(f"{name} is no vector of numbers, one for each row")
             slopes = {name: torch.zeros_like(output) for name, output in new._asdict().items()}
+            tape.know(slopes.values())
             pulling = [name for name in slopes if getattr(new, name).requires_grad]
             if settings.entropy_coef == 0.0 and "entropy" in pulling:
                 pulling.remove("entropy")
@@ -196,43 +204,3 @@ def _programs(
             copies.append((parameter.grad.numpy(), found.detach().numpy()))
     forward, backward = tape.programs(homes)
     return forward, backward, copies
-
-
-def _attributes(policy: nn.Module) -> list[object]:
-    """Everything that hangs on the policy's modules, to see whether any of it is exchanged."""
-    modules = list(policy.modules())
-    tables = [
-        table
-        for module in modules
-        for table in (vars(module), module._parameters, module._buffers, module._modules)
-    ]
-    hooks = [getattr(module, name) for module in modules for name in _HOOKS]
-    values = [value for table in (*tables, *hooks) for value in table.values()]
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    dense = [tensor for tensor in tensors if tensor.layout == torch.strided]
-    places = [number for t in dense for number in (t.data_ptr(), *t.stride())]
-    watchers = [hooks for tensor in tensors for hooks in _tensor_hooks(tensor)]
-    return [*values, *map(type, modules), *places, *watchers]
-
-
-def _tensor_hooks(tensor: Tensor) -> tuple[object, object]:
-    return tensor._backward_hooks, getattr(tensor, "_post_accumulate_grad_hooks", None)
-
-
-def _same(one: list[object], other: list[object]) -> bool:
-    simple = (bool, int, float, str)
-    return len(one) == len(other) and all(
-        a is b or (type(a) is type(b) and isinstance(a, simple) and a == b)
-        for a, b in zip(one, other, strict=True)
-    )
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """True if somebody must be called whenever the module runs, or if it was compiled."""
-    tensors = [*module._parameters.values(), *module._buffers.values()]
-    return (
-        any(getattr(module, name) for name in _HOOKS)
-        or any(tensor is not None and any(_tensor_hooks(tensor)) for tensor in tensors)
-        or hasattr(module, "_orig_mod")
-        or getattr(module, "_compiled_call_impl", None) is not None
-    )

@@ -56,7 +56,7 @@ class ActorCritic(nn.Module):
             sizes, activation = config.hidden_sizes, config.activation
             if not image:
                 return MLP(math.prod(space.shape), sizes, activation, generator)
-            encoder = NatureCNN(space.shape, generator, config.cnn_features)
+            encoder = NatureCNN(space.shape, generator, config.cnn_features, config.precision)
             if not sizes:
                 return encoder
             mlp = MLP(encoder.num_features, sizes, activation, generator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,19 +85,26 @@ class NatureCNN(nn.Module):
     """The convolutional encoder of Mnih et al. 2015 (Nature, "Model architecture").
 
     Takes uint8 images `[B, C, H, W]`, `[B, H, W, C]` or `[B, H, W]` and returns features
-    `[B, num_features]`. Images stay uint8 until here; pixels are divided by 255. Of the first and
-    last axis of an image, the shorter one is taken to be the channels (the last if equal).
+    `[B, num_features]`, float32. Images stay uint8 until here; pixels are divided by 255. Of the
+    first and last axis of an image, the shorter one is taken to be the channels (the last if
+    equal). Inside, channels come last in memory: a CPU's convolutions are then a third faster.
 
     Args:
         shape: Shape of one image, at least 36 pixels high and wide.
         num_features: Width of the output.
+        precision: `"float32"`, or `"bfloat16"` to multiply in half precision (autocast).
         generator: As for `MLP`.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], generator: torch.Generator | None, num_features: int = 512
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None,
+        num_features: int = 512,
+        precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
+        self._precision = precision
         self._has_channels = len(shape) == 3
         self._channels_last = self._has_channels and shape[-1] <= shape[0]
         if not self._has_channels:
@@ -133,5 +140,8 @@ class NatureCNN(nn.Module):
             obs = obs.unsqueeze(1)
         elif self._channels_last:
             obs = obs.movedim(-1, 1)
-        features: Tensor = self.linear(self.convolutions(obs.float() / 255.0))
-        return features
+        pixels = obs.to(torch.float32, memory_format=torch.channels_last).div_(255.0)
+        half = self._precision == "bfloat16"
+        with torch.autocast(obs.device.type, torch.bfloat16, enabled=half):
+            features: Tensor = self.linear(self.convolutions(pixels))
+        return features.float()

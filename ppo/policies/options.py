@@ -22,6 +22,8 @@ class PolicyConfig:
         activation: `"tanh"`, `"relu"`, `"elu"`, `"gelu"` or `"silu"`.
         shared: One body for actor and critic instead of two.
         cnn_features: Width of the image encoder's output.
+        precision: Of the image encoder's products: `"float32"`, or `"bfloat16"`, about twice as
+            fast on processors that have it; parameters, losses and advantages stay float32.
         memory: Recurrent core; only None (no memory) so far.
         memory_size: Width of the recurrent core.
         distribution: Family for Box actions; only `"gaussian"` so far.
@@ -46,6 +48,7 @@ class PolicyConfig:
     activation: str = "tanh"
     shared: bool = False
     cnn_features: int = 512
+    precision: Literal["float32", "bfloat16"] = "float32"
     memory: Literal["lstm", "gru"] | None = None
     memory_size: int = 64
     distribution: Literal["gaussian", "squashed", "beta", "gsde"] = "gaussian"

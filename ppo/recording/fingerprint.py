@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 __all__ = ["Fingerprint"]
@@ -31,31 +32,39 @@ class Fingerprint:
 
     def __init__(self, policy: nn.Module) -> None:
         modules = list(policy.modules())
-        self._values = [
-            value
+        tables = [
+            table
             for module in modules
             for table in (vars(module), module._parameters, module._buffers, module._modules)
-            for value in table.values()
         ]
-        self.tensors = [value for value in self._values if isinstance(value, Tensor)]
-        self._places = [tensor.data_ptr() for tensor in self.tensors]
+        hooks = [hook for m in modules for name in _HOOKS for hook in getattr(m, name).values()]
+        values = [value for table in tables for value in table.values()]
+        self.tensors = [value for value in values if isinstance(value, Tensor)]
+        on_tensors = [hooks for tensor in self.tensors for hooks in _hooks_of(tensor)]
+        dense = [tensor for tensor in self.tensors if tensor.layout == torch.strided]
+        places = [number for t in dense for number in (t.data_ptr(), *t.stride())]
+        self._values = [*values, *map(type, modules), *hooks, *on_tensors, *places]
         self.repeatable = not (
-            any(getattr(module, name, None) for module in modules for name in _HOOKS)
+            hooks
+            or nn.modules.module._has_any_global_hook()
+            or any(on_tensors)
             or any(hasattr(module, "_orig_mod") for module in modules)
-            or any(tensor._backward_hooks for tensor in self.tensors)
-            or any(isinstance(value, _GENERATORS) for value in self._values)
+            or any(getattr(module, "_compiled_call_impl", None) for module in modules)
+            or any(isinstance(value, _GENERATORS) for value in values)
         )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Fingerprint):
             return NotImplemented
-        return (
-            self._places == other._places
-            and len(self._values) == len(other._values)
-            and all(map(_same, self._values, other._values))
+        return len(self._values) == len(other._values) and all(
+            map(_same, self._values, other._values)
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _hooks_of(tensor: Tensor) -> tuple[object, object]:
+    return tensor._backward_hooks, getattr(tensor, "_post_accumulate_grad_hooks", None)
 
 
 def _same(one: object, other: object) -> bool:

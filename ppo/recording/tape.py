@@ -130,10 +130,12 @@ class Tape:
     def call(self, operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Carry an operation out and keep it."""
         inputs = _tensors((args, kwargs))
-        if self._forbidden & set(operator.tags):
+        if self._forbidden & set(operator.tags) and not _has_fixed_shape(operator, inputs):
             raise UnsupportedError(f"{operator} gives another result each time")
         if not all(_is_plain(tensor) for tensor in inputs):
             raise UnsupportedError(f"{operator} is not of dense tensors on the CPU")
+        if operator == _aten.lift_fresh.default:
+            self._made |= _storages(inputs)  # numbers written in the code
         if not all(self.owns(tensor) for tensor in inputs):
             raise UnsupportedError(f"{operator} reads a tensor that comes from nowhere known")
         if operator._schema.is_mutable:
@@ -149,6 +151,11 @@ class Tape:
         self._made |= _storages(_tensors(result)) - _storages(inputs)
         self._parts[-1].append(_Call(operator, args, kwargs, result))
         return result
+
+    def know(self, tensors: Iterable[Tensor]) -> None:
+        """Let the programs read these tensors too."""
+        if self._known is not None:
+            self._known |= _storages(list(tensors))
 
     def owns(self, tensor: Tensor) -> bool:
         """True if the tensor was made in the recording, or was known before."""
@@ -266,6 +273,12 @@ def _written(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> l
     given |= kwargs
     names = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
     return _tensors([given[name] for name in names if name in given])
+
+
+def _has_fixed_shape(operator: Any, inputs: Sequence[Tensor]) -> bool:
+    """True for indexing by numbers; only a mask lets values decide on the shape."""
+    masks = (torch.bool, torch.uint8)
+    return bool(operator == _aten.index.Tensor) and all(i.dtype not in masks for i in inputs[1:])
 
 
 def _is_plain(tensor: Tensor) -> bool:

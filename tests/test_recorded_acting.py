@@ -1,0 +1,285 @@
+"""A policy acts by a recording exactly where that chooses what the policy itself would choose."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from environments import CountingEnv
+from torch import nn
+
+from ppo import RolloutCollector
+from ppo.collector.recorded_acting import RecordedActing
+from ppo.policies import ObservationNormalizer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients():
+    """As the collector calls it."""
+    with torch.no_grad():
+        yield
+
+
+class Own(nn.Module):
+    """A categorical policy that draws from a torch generator."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        torch.manual_seed(0)
+        self.normalizer = ObservationNormalizer((3,))
+        self.net = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 4))
+        self.temperature = 1.0
+
+    def logits(self, obs):
+        return self.net(self.normalizer(obs)) / self.temperature
+
+    def act(self, obs, *, noise=None, generator=None, deterministic=False):
+        return torch.multinomial(self.logits(obs).softmax(-1), 1, generator=generator).squeeze(-1)
+
+
+class Gaussian(Own):
+    def act(self, obs, *, noise=None, generator=None, deterministic=False):
+        mean = self.logits(obs)
+        return mean + 0.1 * torch.randn(mean.shape, generator=generator)
+
+
+class Noisy(Own):
+    def act(self, obs, *, noise=None, generator=None, deterministic=False):
+        return self.logits(obs) + noise
+
+
+class Rejecting(Own):
+    """Draws as often as it takes: how often depends on values."""
+
+    def act(self, obs, *, noise=None, generator=None, deterministic=False):
+        actions = super().act(obs, generator=generator)
+        while bool((actions == 0).any()):
+            actions = super().act(obs, generator=generator)
+        return actions
+
+
+class Counting(Own):
+    """Explores less with every call."""
+
+    calls = 0
+
+    def act(self, obs, *, noise=None, generator=None, deterministic=False):
+        self.calls += 1
+        return super().act(obs, generator=generator) % (1 + self.calls % 3)
+
+
+class ThroughNumpy(Own):
+    def act(self, obs, *, noise=None, generator=None, deterministic=False):
+        shifted = torch.from_numpy(obs.numpy() * 2.0 - 1.0)
+        return super().act(shifted, generator=generator)
+
+
+class NumpyOnly(Own):
+    def act(self, obs, *, noise=None, generator=None, deterministic=False):
+        return torch.from_numpy((obs.numpy()[:, 0] > 0).astype(np.int64))
+
+
+class PythonRandom(Own):
+    def act(self, obs, *, noise=None, generator=None, deterministic=False):
+        if random.random() < 0.5:
+            return torch.zeros(len(obs), dtype=torch.int64)
+        return super().act(obs, generator=generator)
+
+
+class NumpyRandom(Own):
+    def act(self, obs, *, noise=None, generator=None, deterministic=False):
+        return super().act(obs, generator=generator) + int(np.random.randint(2))  # noqa: NPY002
+
+
+class OwnGenerator(Own):
+    def __init__(self):
+        super().__init__()
+        self.rng = np.random.default_rng(0)
+
+    def act(self, obs, *, noise=None, generator=None, deterministic=False):
+        return super().act(obs, generator=generator) + int(self.rng.integers(2))
+
+
+class GlobalTorch(Own):
+    def act(self, obs, *, noise=None, generator=None, deterministic=False):
+        return torch.multinomial(self.logits(obs).softmax(-1), 1).squeeze(-1)
+
+
+class InPlace(Own):
+    def act(self, obs, *, noise=None, generator=None, deterministic=False):
+        logits = self.logits(obs)
+        logits[:, 0] = -5.0
+        noise = torch.empty_like(logits).exponential_(generator=generator)
+        return (logits.softmax(-1) / noise).argmax(-1)
+
+
+def seed_all():
+    torch.manual_seed(3)
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
+
+
+def play(make, steps, recorded):
+    """Actions and the states of all generators, by `RecordedActing` or by the policy itself."""
+    policy = make()
+    generator = torch.Generator().manual_seed(1)
+    rng = np.random.default_rng(2)
+    takes_noise = make is Noisy
+    acting = RecordedActing(policy, CPU, None if takes_noise else generator)
+    seed_all()
+    chosen = []
+    for step in range(steps):
+        if step % 50 == 0:
+            acting.begin()
+        obs = rng.normal(size=(5, 3)).astype(np.float32)
+        noise = rng.normal(size=(5, 4)).astype(np.float32) if takes_noise else None
+        by = acting if recorded else acting._by_policy
+        chosen.append(np.array(by(obs, noise)))
+    states = [generator.get_state(), torch.get_rng_state()]
+    states += [random.random(), float(np.random.rand())]  # noqa: NPY002
+    return chosen, states, acting
+
+
+POLICIES = [
+    Own,
+    Gaussian,
+    Noisy,
+    Rejecting,
+    Counting,
+    ThroughNumpy,
+    NumpyOnly,
+    PythonRandom,
+    NumpyRandom,
+    OwnGenerator,
+    GlobalTorch,
+    InPlace,
+]
+RECORDED = {Own, Gaussian, Noisy, GlobalTorch, InPlace}
+
+
+@pytest.mark.parametrize("make", POLICIES)
+def test_a_recording_chooses_what_the_policy_would(make):
+    state = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        ours, our_states, acting = play(make, 150, recorded=True)
+        theirs, their_states, _ = play(make, 150, recorded=False)
+    finally:
+        torch.set_rng_state(state[0])
+        random.setstate(state[1])
+        np.random.set_state(state[2])  # noqa: NPY002
+    if make is Counting:  # to make a recording calls the policy more often
+        ours, theirs = ours[:0], theirs[:0]
+        our_states, their_states = [], []
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    for one, other in zip(our_states, their_states, strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+    replays = 0 if acting._recording is None else acting._recording.replays
+    assert (replays == 150) == (make in RECORDED)
+    assert replays in (0, 150)
+
+
+def set_temperature(policy):
+    policy.temperature = 0.01
+
+
+def fill_the_normalizer(policy):
+    policy.normalizer.update(torch.linspace(-5, 9, 30).view(10, 3))
+
+
+def exchange_a_layer(policy):
+    policy.net[0] = nn.Linear(3, 8)
+
+
+def move_a_parameter(policy):
+    policy.net[2].weight.data = 30.0 * policy.net[2].weight.data
+
+
+def change_in_place(policy):
+    with torch.no_grad():
+        policy.net[2].weight.mul_(30.0)
+
+
+def add_a_hook(policy):
+    policy.net.register_forward_hook(lambda module, args, output: 30.0 * output)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_temperature,
+        fill_the_normalizer,
+        exchange_a_layer,
+        move_a_parameter,
+        change_in_place,
+        add_a_hook,
+    ],
+)
+def test_what_a_user_does_to_the_policy_between_rollouts_is_taken_up(change):
+    policy = Noisy()
+    acting = RecordedActing(policy, CPU, None)
+    rng = np.random.default_rng(0)
+
+    def numbers():
+        return (rng.normal(size=(5, width)).astype(np.float32) for width in (3, 4))
+
+    acting.begin()
+    for _ in range(5):
+        acting(*numbers())
+    assert acting._recording.replays == 5
+    torch.manual_seed(5)
+    obs, noise = numbers()
+    before = np.array(acting._by_policy(obs, noise))
+    change(policy)
+    acting.begin()
+    for _ in range(3):
+        wanted = acting._by_policy(obs, noise)
+        np.testing.assert_allclose(acting(obs, noise), wanted, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(wanted, before, atol=1e-3)
+
+
+def test_wide_networks_and_policies_that_are_no_modules_act_for_themselves():
+    class NoModule:
+        def act(self, obs, *, generator):
+            return torch.zeros(len(obs))
+
+    for policy in (Own(width=100_000), NoModule()):
+        acting = RecordedActing(policy, CPU, torch.Generator())
+        acting.begin()
+        acting(np.zeros((5, 3), np.float32), None)
+        assert acting._recording is None
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_rollouts_do_not_depend_on_when_a_recording_was_made(num_workers):
+    class Chance(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.linear = nn.Linear(2, 2)
+
+        def act(self, obs, *, noise=None, generator=None, deterministic=False):
+            p = torch.softmax(0.01 * self.linear(obs), -1)
+            return torch.multinomial(p, 1, generator=generator).squeeze(-1)
+
+        def evaluate(self, obs, actions):
+            values = obs[:, 0]
+            return values, values, values
+
+        def value(self, obs):
+            return obs[:, 0]
+
+    def actions(*lengths):
+        with RolloutCollector(
+            lambda: CountingEnv(7), num_envs=3, seed=0, num_workers=num_workers
+        ) as collector:
+            policy = Chance()
+            return torch.cat([collector.collect(policy, length).actions for length in lengths])
+
+    one = actions(12)
+    assert 0 < one.float().mean() < 1
+    assert torch.equal(one, actions(1, 5, 1, 5))
+    assert torch.equal(one, actions(2, 10))
