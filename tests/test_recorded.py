@@ -908,7 +908,7 @@ def test_a_hook_is_called_for_every_minibatch():
     assert len(calls) == 9  # 3 epochs of 3 minibatches
 
 
-def test_hidden_state_that_changes_is_found_within_256_replays():
+def test_hidden_state_that_changes_is_found_within_1024_replays():
     study = Study(Adjustable())
     for number in range(5):
         study.recorded(make_batch(study.policy, 2, number), LOSS)
@@ -919,7 +919,7 @@ def test_hidden_state_that_changes_is_found_within_256_replays():
     _, wanted = study.gradient(study.eager, batch, LOSS)
     _, stale = study.gradient(study.recorded, batch, LOSS)
     assert not torch.allclose(stale[0], wanted[0], rtol=1e-2)
-    for _ in range(250):
+    for _ in range(1018):
         study.recorded(batch, LOSS)
     assert study.replays() == []  # dropped
     for number in range(1, 5):

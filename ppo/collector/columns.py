@@ -181,7 +181,9 @@ class EnvColumns:
         try:
             for index, step in enumerate(self._steps):
                 obs, reward, terminated, truncated, _ = step(actions[index])
-                if np.shape(obs) != self._obs_shape:
+                # Most are arrays, whose own shape is at hand.
+                shape = getattr(obs, "shape", None)
+                if shape != self._obs_shape and np.shape(obs) != self._obs_shape:
                     raise ValueError(self._wrong_shape("step", obs))
                 rewards.append(float(reward))
                 terminations.append(bool(terminated))

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 __all__ = ["FlatAdam"]
 
 _BETAS = (0.9, 0.999)
+_ONE_THREAD = 8192  # numbers
 
 
 class FlatAdam:
@@ -57,6 +59,14 @@ class FlatAdam:
         self._exp_avg_sq = [part for v in self._vectors for part in v.parts(v.exp_avg_sq)]
         # Counted once for all: they take every step together.
         self._step_count = torch.zeros((), dtype=torch.float32, device=self.parameters[0].device)
+        self._state_lists = [
+            [v.parameters for v in self._vectors],
+            [v.gradients for v in self._vectors],
+            [v.exp_avg for v in self._vectors],
+            [v.exp_avg_sq for v in self._vectors],
+            [],
+            [self._step_count] * len(self._vectors),
+        ]
         self._on_cpu = all(v.parameters.device.type == "cpu" for v in self._vectors)
         self.bind()
 
@@ -113,15 +123,16 @@ class FlatAdam:
         Returns:
             Norm of the whole gradient before clipping: a number on the CPU, else a tensor `[]`.
         """
-        norm = (_clip_on_cpu if self._on_cpu else _clip)(self.gradients, max_grad_norm)
-        self._step_count.add_(1.0)
+        if self._on_cpu:
+            norm: float | Tensor = math.hypot(
+                *[_clip_on_cpu(gradient.numpy(), max_grad_norm) for gradient in self.gradients]
+            )
+            self._step_count.numpy()[...] += 1.0
+        else:
+            norm = _clip(self.gradients, max_grad_norm)
+            self._step_count.add_(1.0)
         torch._fused_adam_(
-            [v.parameters for v in self._vectors],
-            [v.gradients for v in self._vectors],
-            [v.exp_avg for v in self._vectors],
-            [v.exp_avg_sq for v in self._vectors],
-            [],
-            [self._step_count] * len(self._vectors),
+            *self._state_lists,
             lr=learning_rate,
             beta1=_BETAS[0],
             beta2=_BETAS[1],
@@ -190,13 +201,12 @@ def _clip(gradients: Sequence[Tensor], limit: float) -> Tensor:
     return total
 
 
-def _clip_on_cpu(gradients: Sequence[Tensor], limit: float) -> float:
-    """The same in half of the calls: what is on the host can be looked at."""
-    norms = []
-    for gradient in gradients:
-        norm = math.sqrt(torch.dot(gradient, gradient).item())
-        if norm + 1e-6 > limit:
-            array = gradient.numpy()
-            array *= limit / (norm + 1e-6)
-        norms.append(norm)
-    return math.hypot(*norms)
+def _clip_on_cpu(gradient: np.ndarray, limit: float) -> float:
+    """The same for one gradient, in few calls: what is on the host can be looked at."""
+    # NumPy's product of longer vectors would start threads.
+    short = gradient.size <= _ONE_THREAD
+    square = np.dot(gradient, gradient) if short else np.add.reduce(gradient * gradient)
+    norm = math.sqrt(float(square))
+    if norm + 1e-6 > limit:
+        gradient *= limit / (norm + 1e-6)
+    return norm

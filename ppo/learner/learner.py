@@ -197,9 +197,9 @@ def _means(records: list[list[float | Tensor]]) -> dict[str, float]:
         return dict.fromkeys(names, math.nan)
     if isinstance(records[0][0], Tensor):
         rows = torch.stack([torch.stack([torch.as_tensor(x) for x in row]) for row in records])
-    else:
-        rows = torch.tensor(records, dtype=torch.float64)
-    return dict(zip(names, rows.mean(0).tolist(), strict=True))
+        return dict(zip(names, rows.mean(0).tolist(), strict=True))
+    means: list[float] = np.array(records, np.float64).mean(0).tolist()
+    return dict(zip(names, means, strict=True))
 
 
 def parameter_groups(policy: nn.Module) -> dict[str, list[nn.Parameter]]:

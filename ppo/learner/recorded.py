@@ -23,7 +23,7 @@ _LARGEST_PARAMETER = 256 * 256
 _MOST_ROWS = 4096
 _MOST_RECORDINGS = 16
 
-_REPLAYS_PER_COMPARISON = 256
+_REPLAYS_PER_COMPARISON = 1024
 _TOLERANCE = 1e-3  # of a gradient's norm
 
 
@@ -31,7 +31,7 @@ class RecordedGradient:
     """Records `evaluate` and its backward pass, once per size of minibatch, and replays them.
 
     A recording holds while the policy computes the same (see `Fingerprint`), and is compared with
-    autograd when it is new and on every 256th replay. A policy that cannot be repeated (random
+    autograd when it is new and on every 1024th replay. A policy that cannot be repeated (random
     numbers, branches on values, hooks) is left to autograd.
 
     Args:
@@ -70,8 +70,8 @@ class RecordedGradient:
         """Write the gradient of one minibatch; returns the `METRICS`."""
         if not self._repeatable or len(batch) > _MOST_ROWS:
             return self._by_autograd(batch, settings)
-        kinds = [(tensor.shape, tensor.dtype) for tensor in (batch.obs, batch.actions)]
-        key = (*kinds, settings.entropy_coef != 0.0)
+        obs, actions = batch.obs, batch.actions
+        key = obs.shape, obs.dtype, actions.shape, actions.dtype, settings.entropy_coef != 0.0
         try:
             if key not in self._recordings:
                 if len(self._recordings) == _MOST_RECORDINGS:

@@ -50,6 +50,10 @@ class MLPActor:
     action_shape: tuple[int, ...]
     _work: list[np.ndarray] = dataclasses.field(default_factory=list, repr=False)
 
+    def __post_init__(self) -> None:
+        # Python's numbers would be converted in every call.
+        self._high, self._low = np.float32(self.clip), np.float32(-self.clip)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_work": []}
 
@@ -66,8 +70,8 @@ class MLPActor:
         else:
             np.subtract(x, self.shift, out=h)
             np.multiply(h, self.scale, out=h)
-            np.minimum(h, self.clip, out=h)
-            np.maximum(h, -self.clip, out=h)
+            np.minimum(h, self._high, out=h)
+            np.maximum(h, self._low, out=h)
         last = len(self.layers) - 1
         for index, (weight, bias) in enumerate(self.layers):
             out = self._work[index + 1]
