@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,13 +17,13 @@ from ppo._checks import check_positive_integer
 from ppo.collector.backends import Backend, InProcess
 from ppo.collector.buffers import Buffers, Layout
 from ppo.collector.columns import Columns, EnvColumns, Final, Harvest
+from ppo.collector.policy_calls import PolicyCalls
 from ppo.collector.pool import StartMethod, WorkerPool, fitting_number_of_workers
-from ppo.collector.recorded_acting import RecordedActing
 from ppo.collector.streams import EPISODES, NOISE, POLICY, stream
 from ppo.collector.vector_columns import VectorColumns
 from ppo.envs import EnvLike, EnvSource, resolve_env
 from ppo.errors import ClosedError, EnvError, NonFiniteError
-from ppo.policies.protocol import Evaluation, Policy, takes_generator
+from ppo.policies.protocol import Policy
 from ppo.rollout import Rollout
 from ppo.spaces import (
     check_observation_space,
@@ -34,8 +33,6 @@ from ppo.spaces import (
 )
 
 __all__ = ["RolloutCollector", "open_columns"]
-
-_NUMBERS_AT_ONCE = 2**23  # of observations that the policy is asked about in one call
 
 
 def open_columns(source: EnvSource, root: np.random.SeedSequence) -> Columns:
@@ -154,7 +151,7 @@ class RolloutCollector:
         self._noise = [stream(root, NOISE, index) for index in range(self.num_envs)]
         policy_seed = int(stream(root, POLICY, 0).integers(2**63 - 1))
         self._generator = torch.Generator().manual_seed(policy_seed)
-        self._acting: RecordedActing | None = None
+        self._calls: PolicyCalls | None = None
         self._buffers: Buffers | None = None
         self._last_row = 0  # of `obs`: what the next action is taken on
 
@@ -181,16 +178,22 @@ class RolloutCollector:
         check_positive_integer("num_steps", num_steps)
         check_policy_spaces(policy, self.observation_space, self.action_space)
         with self._closing_on_failure(), torch.no_grad():
+            calls = self._calls_of(policy)
             buffers = self._prepare(policy, num_steps)
             try:
-                harvest = self._run(policy, buffers, num_steps)
+                harvest = self._run(calls, buffers, num_steps)
             except EnvError:
                 # An environment that met NaN often raises a step later; name the cause.
                 self._check_finite(buffers, num_steps, [])
                 raise
             self._last_row = num_steps
             self._check_finite(buffers, num_steps, harvest.finals)
-            return self._finish(policy, buffers, harvest, num_steps)
+            return self._finish(calls, buffers, harvest, num_steps)
+
+    def _calls_of(self, policy: Policy) -> PolicyCalls:
+        if self._calls is None or self._calls.policy is not policy:
+            self._calls = PolicyCalls(policy, self.device, self._generator)
+        return self._calls
 
     @contextmanager
     def _closing_on_failure(self) -> Iterator[None]:
@@ -235,22 +238,17 @@ class RolloutCollector:
                 buffers.noise[:num_steps, index] = values
         return buffers
 
-    def _run(self, policy: Policy, buffers: Buffers, num_steps: int) -> Harvest:
+    def _run(self, calls: PolicyCalls, buffers: Buffers, num_steps: int) -> Harvest:
         """Fill the buffers: let the columns act by themselves, or act here for all of them."""
-        make_snapshot = getattr(policy, "snapshot", None)
+        make_snapshot = getattr(calls.policy, "snapshot", None)
         actor = None if make_snapshot is None else make_snapshot()
         if actor is not None:
             return self._backend.run(actor, num_steps)
-        takes_noise = hasattr(policy, "draw_noise")
-        if self._acting is None or self._acting.policy is not policy:
-            draws = not takes_noise and takes_generator(policy)
-            self._acting = RecordedActing(policy, self.device, self._generator if draws else None)
-        act = self._acting
-        act.begin()
+        calls.begin()
         self._backend.begin(num_steps)
         for t in range(num_steps):
-            noise = buffers.noise[t] if takes_noise else None
-            buffers.actions[t] = act(buffers.obs[t], noise)
+            noise = buffers.noise[t] if calls.takes_noise else None
+            buffers.actions[t] = calls.act(buffers.obs[t], noise)
             self._backend.step(t)
         return self._backend.harvest()
 
@@ -290,7 +288,7 @@ class RolloutCollector:
         )
 
     def _finish(
-        self, policy: Policy, buffers: Buffers, harvest: Harvest, num_steps: int
+        self, calls: PolicyCalls, buffers: Buffers, harvest: Harvest, num_steps: int
     ) -> Rollout:
         """Copy the rows out and ask the policy, in two batched calls, what it thinks of them."""
         rows = {
@@ -303,23 +301,12 @@ class RolloutCollector:
         def select(tensor: Tensor) -> Tensor:
             return tensor.flatten(0, 1) if everything else tensor[valid]
 
-        # In parts, where the numbers inside of the policy would outgrow the rollout itself.
-        size = max(1, _NUMBERS_AT_ONCE // max(1, math.prod(self._obs_shape)))
-        parts = [
-            Evaluation(*policy.evaluate(obs, actions))
-            for obs, actions in zip(
-                select(rows["obs"]).split(size), select(rows["actions"]).split(size), strict=True
-            )
-        ]
-        evaluation = Evaluation(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
         log_probs, values = torch.zeros_like(rows["rewards"]), torch.zeros_like(rows["rewards"])
-        log_probs[valid] = evaluation.log_probs.to(log_probs.dtype)
-        values[valid] = evaluation.values.to(values.dtype)
+        evaluation = calls.evaluate(select(rows["obs"]), select(rows["actions"]))
+        log_probs[valid], values[valid] = evaluation
 
         successors = [*(final.obs for final in harvest.finals), *buffers.obs[num_steps]]
-        successor_values = torch.cat(
-            [policy.value(obs) for obs in self._tensor(np.stack(successors)).split(size)]
-        ).to(values.dtype)
+        successor_values = calls.value(self._tensor(np.stack(successors)))
         count = len(harvest.finals)
         final_values, last_values = successor_values[:count], successor_values[count:]
         next_values = torch.cat([values[1:], last_values.unsqueeze(0)])

@@ -68,34 +68,31 @@ class FlatAdam:
             [self._step_count] * len(self._vectors),
         ]
         self._on_cpu = all(v.parameters.device.type == "cpu" for v in self._vectors)
+        self._parts = list(self._split(self.parameters, self.gradients))
         self.bind()
 
     def bind(self) -> None:
         """Make every parameter and gradient a view of its vector, keeping its present value."""
-        for group, vector, gradient in zip(
-            self._members, self.parameters, self.gradients, strict=True
-        ):
-            start = 0
-            for parameter in group:
-                part = slice(start, start + parameter.numel())
-                view = vector[part].view(parameter.shape)
-                if parameter.data_ptr() != view.data_ptr():
-                    view.copy_(parameter.detach())
-                    parameter.data = view
-                parameter.grad = gradient[part].view(parameter.shape)
-                start = part.stop
+        for parameter, part, gradient in self._parts:
+            if parameter.data_ptr() != part.data_ptr():
+                part.copy_(parameter.detach().reshape(-1))
+                parameter.data = part.view(parameter.shape)
+            # Always anew: whoever converts a module changes the data of its gradients, too.
+            parameter.grad = gradient.view(parameter.shape)
 
     def take_over(self, other: FlatAdam) -> None:
         """Continue with another optimizer's moments where a parameter is its too."""
         self._step_count.copy_(other._step_count)
-        theirs = {id(parameter): state for parameter, *state in other._moments()}
-        for parameter, *state in self._moments():
+        theirs = {id(p): state for p, *state in other._split(other._exp_avg, other._exp_avg_sq)}
+        for parameter, *state in self._split(self._exp_avg, self._exp_avg_sq):
             for ours, old in zip(state, theirs.get(id(parameter), ()), strict=False):
                 ours.copy_(old)
 
-    def _moments(self) -> Iterator[tuple[nn.Parameter, Tensor, Tensor]]:
-        """Every parameter with its two moments, as views `[p]`."""
-        for group, *vectors in zip(self._members, self._exp_avg, self._exp_avg_sq, strict=True):
+    def _split(
+        self, one: Sequence[Tensor], other: Sequence[Tensor]
+    ) -> Iterator[tuple[nn.Parameter, Tensor, Tensor]]:
+        """Every parameter with its part `[p]` of two vectors per network."""
+        for group, *vectors in zip(self._members, one, other, strict=True):
             sizes = [parameter.numel() for parameter in group]
             yield from zip(group, *(vector.split(sizes) for vector in vectors), strict=True)
 

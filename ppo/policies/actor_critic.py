@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ppo.distributions import Distribution
 from ppo.errors import SpaceError
 from ppo.policies.bodies import MLP, NatureCNN, orthogonal_linear
-from ppo.policies.heads import CategoricalHead, GaussianHead, make_action_head
+from ppo.policies.heads import make_action_head
 from ppo.policies.normalizer import ObservationNormalizer
 from ppo.policies.options import PolicyConfig
-from ppo.policies.protocol import Actor, Evaluation, PlainLayers
+from ppo.policies.protocol import Actor, Evaluation
 from ppo.policies.snapshot import snapshot
 from ppo.spaces import check_observation_space, is_image
 
@@ -153,49 +153,10 @@ class ActorCritic(nn.Module):
 
     def snapshot(self) -> Actor | None:
         """A NumPy copy of the actor for worker processes, or None where torch should act."""
-        layers = self.plain_layers()
-        if layers is None:
-            return None
+        if type(self) is not ActorCritic:
+            return None  # its methods may say anything
         shape = (self.action_space.shape or ()) if self._vector_actions else ()
-        return snapshot(self.normalizer, layers, shape)
-
-    def plain_layers(self) -> PlainLayers | None:
-        """The networks as plain layers, or None where they are more than that."""
-        bodies = (self.actor_body, self.critic_body)
-        if type(self) is not ActorCritic or any(type(body) is not MLP for body in bodies):
-            return None
-        kinds: set[type[nn.Module]] = set()
-        for body in bodies:
-            flatten, *layers = body.children()
-            kinds |= {type(layer) for layer in layers[1::2]}
-            linear = {type(layer) for layer in layers[::2]}
-            if type(flatten) is not nn.Flatten or len(layers) % 2 or not linear <= {nn.Linear}:
-                return None
-        if len(kinds) > 1 or not kinds <= {nn.Tanh, nn.ReLU}:
-            return None
-        head, normalizer = self.action_head, self.normalizer
-        if type(head) not in (CategoricalHead, GaussianHead):
-            return None
-        if type(normalizer) not in (ObservationNormalizer, nn.Identity):
-            return None
-        if not type(head.linear) is type(self.value_head) is nn.Linear:
-            return None
-        actor, critic = (
-            [m for m in body.children() if isinstance(m, nn.Linear)] for body in bodies
-        )
-        head = self.action_head
-        if not type(head.linear) is type(self.value_head) is nn.Linear:
-            return None
-        log_std = head.log_std if isinstance(head, GaussianHead) else None
-        bounded = head.bounded_log_std if isinstance(head, GaussianHead) else None
-        return PlainLayers(
-            normalize=lambda obs: self._features(obs).flatten(1),
-            actor=[*actor, head.linear],
-            critic=[*critic, self.value_head],
-            activation="relu" if kinds == {nn.ReLU} else "tanh",
-            log_std=log_std,
-            bounded_log_std=bounded,
-        )
+        return snapshot(self.normalizer, self.actor_body, self.action_head, shape)
 
     def update_normalizer(self, obs: Tensor) -> None:
         """Fold raw observations `[B, ...]` into the running moments, if there are any."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Collection
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Actor", "Evaluation", "PlainLayers", "Policy"]
+__all__ = ["Actor", "Evaluation", "Policy"]
 
 
 class Evaluation(NamedTuple):
@@ -58,26 +58,6 @@ class Policy(Protocol):
 
     def value(self, obs: Tensor) -> Tensor:
         """State values `[B]`, with gradient."""
-
-
-class PlainLayers(NamedTuple):
-    """An actor and a critic that are linear layers with one activation between them.
-
-    Attributes:
-        normalize: Maps raw observations `[B, ...]` to the first layers' inputs `[B, k]`.
-        actor: Layers of the actor; the last gives logits or means.
-        critic: Layers of the critic; the last gives the value.
-        activation: Between the layers of both.
-        log_std: Parameter of Gaussian actions `[d]`; None for categorical ones.
-        bounded_log_std: What the distribution makes of `log_std`, with slope 1.
-    """
-
-    normalize: Callable[[Tensor], Tensor]
-    actor: list[nn.Linear]
-    critic: list[nn.Linear]
-    activation: Literal["tanh", "relu"]
-    log_std: nn.Parameter | None
-    bounded_log_std: Callable[[], Tensor] | None
 
 
 class Actor(Protocol):

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from ppo.policies.bodies import MLP
+from ppo.policies.heads import CategoricalHead, GaussianHead
 from ppo.policies.normalizer import ObservationNormalizer
-from ppo.policies.protocol import PlainLayers
 
 __all__ = ["MLPActor", "snapshot"]
 
@@ -91,24 +92,36 @@ class MLPActor:
 
 
 def snapshot(
-    normalizer: nn.Module, layers: PlainLayers, action_shape: tuple[int, ...]
+    normalizer: nn.Module, body: nn.Module, head: nn.Module, action_shape: tuple[int, ...]
 ) -> MLPActor | None:
-    """Copy an actor into NumPy, or return None where it is not small."""
-    if any(layer.weight.numel() > _MAX_LAYER for layer in layers.actor):
+    """Copy an actor into NumPy, or return None where it is not small and plain."""
+    if type(body) is not MLP or type(head) not in (CategoricalHead, GaussianHead):
+        return None
+    flatten, *hidden = body.children()
+    linears, activations = [*hidden[::2], head.linear], {type(layer) for layer in hidden[1::2]}
+    if type(flatten) is not nn.Flatten or len(hidden) % 2:
+        return None
+    if len(activations) > 1 or not activations <= {nn.Tanh, nn.ReLU}:
+        return None
+    if any(type(linear) is not nn.Linear for linear in linears):
+        return None
+    if type(normalizer) not in (ObservationNormalizer, nn.Identity):
+        return None
+    if any(linear.weight.numel() > _MAX_LAYER for linear in linears):  # type: ignore[operator, union-attr]
         return None
     shift = scale = std = None
     clip = 0.0
     if isinstance(normalizer, ObservationNormalizer):
         shift, scale = _array(normalizer.shift).reshape(-1), _array(normalizer.scale).reshape(-1)
         clip = normalizer.clip
-    if layers.bounded_log_std is not None:
-        std = _array(layers.bounded_log_std().exp())
+    if isinstance(head, GaussianHead):
+        std = _array(head.bounded_log_std().exp())
     return MLPActor(
         shift=shift,
         scale=scale,
         clip=clip,
-        layers=[(_array(layer.weight.T), _array(layer.bias)) for layer in layers.actor],
-        relu=layers.activation == "relu",
+        layers=[(_array(linear.weight.T), _array(linear.bias)) for linear in linears],  # type: ignore[union-attr, arg-type]
+        relu=activations == {nn.ReLU},
         std=std,
         action_shape=action_shape,
     )

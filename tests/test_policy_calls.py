@@ -9,7 +9,7 @@ from environments import CountingEnv
 from torch import nn
 
 from ppo import RolloutCollector
-from ppo.collector.recorded_acting import RecordedActing
+from ppo.collector.policy_calls import PolicyCalls
 from ppo.policies import ObservationNormalizer
 
 CPU = torch.device("cpu")
@@ -46,6 +46,9 @@ class Gaussian(Own):
 
 
 class Noisy(Own):
+    def draw_noise(self, rng, num_steps):
+        return rng.normal(size=(num_steps, 4)).astype(np.float32)
+
     def act(self, obs, *, noise=None, generator=None, deterministic=False):
         return self.logits(obs) + noise
 
@@ -122,24 +125,26 @@ def seed_all():
 
 
 def play(make, steps, recorded):
-    """Actions and the states of all generators, by `RecordedActing` or by the policy itself."""
+    """Actions and the states of all generators, by `PolicyCalls` or by the policy itself."""
     policy = make()
     generator = torch.Generator().manual_seed(1)
     rng = np.random.default_rng(2)
     takes_noise = make is Noisy
-    acting = RecordedActing(policy, CPU, None if takes_noise else generator)
+    calls = PolicyCalls(policy, CPU, generator)
     seed_all()
     chosen = []
     for step in range(steps):
         if step % 50 == 0:
-            acting.begin()
+            calls.begin()
         obs = rng.normal(size=(5, 3)).astype(np.float32)
         noise = rng.normal(size=(5, 4)).astype(np.float32) if takes_noise else None
-        by = acting if recorded else acting._by_policy
-        chosen.append(np.array(by(obs, noise)))
+        if recorded:
+            chosen.append(calls.act(obs, noise).copy())
+        else:
+            chosen += calls._act.plainly(*(x for x in (obs, noise) if x is not None))
     states = [generator.get_state(), torch.get_rng_state()]
     states += [random.random(), float(np.random.rand())]  # noqa: NPY002
-    return chosen, states, acting
+    return chosen, states, calls._act
 
 
 POLICIES = [
@@ -220,24 +225,24 @@ def add_a_hook(policy):
 )
 def test_what_a_user_does_to_the_policy_between_rollouts_is_taken_up(change):
     policy = Noisy()
-    acting = RecordedActing(policy, CPU, None)
+    calls = PolicyCalls(policy, CPU, torch.Generator())
     rng = np.random.default_rng(0)
 
     def numbers():
         return (rng.normal(size=(5, width)).astype(np.float32) for width in (3, 4))
 
-    acting.begin()
+    calls.begin()
     for _ in range(5):
-        acting(*numbers())
-    assert acting._recording.replays == 5
+        calls.act(*numbers())
+    assert calls._act._recording.replays == 5
     torch.manual_seed(5)
     obs, noise = numbers()
-    before = np.array(acting._by_policy(obs, noise))
+    (before,) = calls._act.plainly(obs, noise)
     change(policy)
-    acting.begin()
+    calls.begin()
     for _ in range(3):
-        wanted = acting._by_policy(obs, noise)
-        np.testing.assert_allclose(acting(obs, noise), wanted, rtol=1e-5, atol=1e-5)
+        (wanted,) = calls._act.plainly(obs, noise)
+        np.testing.assert_allclose(calls.act(obs, noise), wanted, rtol=1e-5, atol=1e-5)
     assert not np.allclose(wanted, before, atol=1e-3)
 
 
@@ -247,10 +252,10 @@ def test_wide_networks_and_policies_that_are_no_modules_act_for_themselves():
             return torch.zeros(len(obs))
 
     for policy in (Own(width=100_000), NoModule()):
-        acting = RecordedActing(policy, CPU, torch.Generator())
-        acting.begin()
-        acting(np.zeros((5, 3), np.float32), None)
-        assert acting._recording is None
+        calls = PolicyCalls(policy, CPU, torch.Generator())
+        calls.begin()
+        calls.act(np.zeros((5, 3), np.float32), None)
+        assert calls._act._recording is None
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

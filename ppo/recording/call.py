@@ -1,0 +1,186 @@
+"""A function of a policy, called by a recording wherever that gives the same."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppo.recording.fingerprint import Fingerprint
+from ppo.recording.tape import Tape, UnsupportedError
+
+__all__ = ["RecordedCall"]
+
+# Beyond these, arithmetic outweighs what a recording saves.
+_LARGEST_PARAMETER = 256 * 256
+_LARGEST_INPUT = 2**16
+
+_REPLAYS_PER_COMPARISON = 256
+
+
+class RecordedCall:
+    """Calls a function on arrays, by a recording where that gives the same.
+
+    A recording holds while the policy computes the same (see `Fingerprint`), and is compared with
+    the function itself when it is new and on every 256th replay. Random numbers are drawn anew,
+    from the generators they came from.
+
+    Args:
+        policy: What the function depends on besides its arguments.
+        function: From tensors to a tensor, or to a tuple of tensors.
+        device: Where the policy lives.
+        generators: What the function may draw random numbers from; None: it must not draw any.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> call = RecordedCall(layer, layer.forward, torch.device("cpu"))
+        >>> call.begin(Fingerprint(layer))
+        >>> with torch.no_grad():
+        ...     (outputs,) = call(np.ones((3, 2), np.float32))
+        >>> outputs.shape
+        (3, 1)
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        function: Callable[..., Any],
+        device: torch.device,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> None:
+        self.policy = policy
+        self._function = function
+        self._device = device
+        self._random = generators is not None
+        self._states = _RandomStates(generators or ())
+        self._fingerprint: Fingerprint | None = None
+        self._recording: _Recording | None = None
+        self._repeatable = False
+
+    def begin(self, fingerprint: Fingerprint | None) -> None:
+        """Take note of how the policy is now; None: it cannot be told, so do not record."""
+        if fingerprint is None or self._device.type != "cpu":
+            self._repeatable = False
+        elif fingerprint != self._fingerprint:
+            self._fingerprint, self._recording = fingerprint, None
+            sizes = [tensor.numel() for tensor in fingerprint.tensors]
+            small = max(sizes, default=0) <= _LARGEST_PARAMETER
+            self._repeatable = small and fingerprint.repeatable
+
+    def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
+        """The function's results, valid until the next call."""
+        if not self._repeatable or inputs[0].size > _LARGEST_INPUT:
+            return self.plainly(*inputs)
+        recording = self._recording
+        if recording is None or not recording.fits(inputs):
+            self._recording = None
+            return self._compared(inputs)
+        if recording.replays == 1 or recording.replays % _REPLAYS_PER_COMPARISON == 0:
+            return self._compared(inputs)
+        return recording.replay(inputs)
+
+    def plainly(self, *inputs: np.ndarray) -> list[np.ndarray]:
+        """The function's results, by the function."""
+        tensors = [torch.from_numpy(array.copy()).to(self._device) for array in inputs]
+        return [result.cpu().numpy() for result in _as_tuple(self._function(*tensors))]
+
+    def _compared(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Replay if the function gives the same with the same numbers, or leave it to it."""
+        states = self._states
+        start = states.get()
+        wanted = self.plainly(*inputs)
+        end = states.get()
+        states.set(start)
+        results = self._replayed(inputs)
+        if results is not None and states.get() == end and all(map(_equal, results, wanted)):
+            return results
+        self._repeatable, self._recording = False, None
+        states.set(end)
+        return wanted
+
+    def _replayed(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+        """Results by the recording, made first if there is none; None if there can be none."""
+        if self._recording is None:
+            assert self._fingerprint is not None
+            start = self._states.get()
+            try:
+                self._recording = _Recording(
+                    self._function, inputs, self._fingerprint.tensors, self._random
+                )
+            except UnsupportedError:
+                return None
+            self._states.set(start)
+            if Fingerprint(self.policy) != self._fingerprint:
+                return None  # it changes itself when it is called
+        return self._recording.replay(inputs)
+
+
+class _Recording:
+    """A program for inputs of the shapes it was recorded with."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        inputs: Sequence[np.ndarray],
+        known: Sequence[Tensor],
+        random: bool,
+    ) -> None:
+        self.replays = 0
+        tensors = [torch.from_numpy(array.copy()) for array in inputs]
+        self._inputs = [tensor.numpy() for tensor in tensors]
+        tape = Tape([*known, *tensors], random=random)
+        with tape.record():
+            results = _as_tuple(function(*tensors))
+        if not all(tape.owns(result) for result in results):
+            raise UnsupportedError("a result was not computed by torch")
+        (self._program,) = tape.programs()
+        self._results = [result.detach().numpy() for result in results]
+
+    def fits(self, inputs: Sequence[np.ndarray]) -> bool:
+        """True if the inputs have the shapes and types of the recorded ones."""
+        return all(
+            ours.shape == theirs.shape and ours.dtype == theirs.dtype
+            for ours, theirs in zip(self._inputs, inputs, strict=True)
+        )
+
+    def replay(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Results for these inputs, valid until the next call."""
+        self.replays += 1
+        for ours, theirs in zip(self._inputs, inputs, strict=True):
+            np.copyto(ours, theirs)
+        self._program()
+        return self._results
+
+
+class _RandomStates:
+    """The states of every generator that a function can reach without holding it."""
+
+    def __init__(self, generators: Sequence[torch.Generator]) -> None:
+        self._generators = [torch.default_generator, *generators]
+
+    def get(self) -> list[object]:
+        numpy = np.random.get_state(legacy=False)  # noqa: NPY002
+        numpy["state"]["key"] = numpy["state"]["key"].tolist()
+        ours = [generator.get_state().tolist() for generator in self._generators]
+        return [random.getstate(), numpy, *ours]
+
+    def set(self, states: Sequence[Any]) -> None:
+        python, numpy, *ours = states
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        for generator, state in zip(self._generators, ours, strict=True):
+            generator.set_state(torch.tensor(state, dtype=torch.uint8))
+
+
+def _as_tuple(results: Any) -> tuple[Tensor, ...]:
+    return (results,) if isinstance(results, Tensor) else tuple(results)
+
+
+def _equal(results: np.ndarray, wanted: np.ndarray) -> bool:
+    return results.shape == wanted.shape and np.allclose(
+        results, wanted, rtol=1e-4, atol=1e-4, equal_nan=True
+    )
