@@ -642,6 +642,7 @@ def test_a_file_of_format_version_1_stays_loadable():
     assert agent.config == PPOConfig(
         env="CartPole-v1",
         num_envs=2,
+        num_workers=0,
         num_steps=8,
         num_epochs=1,
         minibatch_size=8,

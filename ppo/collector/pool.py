@@ -204,9 +204,10 @@ class WorkerPool:
         return _merge(self._receive_all())
 
     def _command(self, *message: Any) -> None:
+        pickled = reduction.ForkingPickler.dumps(message)  # once for all
         for worker, conn in enumerate(self._conns):
             try:
-                conn.send(message)
+                conn.send_bytes(pickled)
             except OSError:
                 self._report_death(worker)
 

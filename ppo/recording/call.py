@@ -36,7 +36,7 @@ class RecordedCall:
         generators: What the function may draw random numbers from; None: it must not draw any.
 
     Example:
-        >>> layer = nn.Linear(2, 1)
+        >>> layer = torch.nn.Linear(2, 1)
         >>> call = RecordedCall(layer, layer.forward, torch.device("cpu"))
         >>> call.begin(Fingerprint(layer))
         >>> with torch.no_grad():
