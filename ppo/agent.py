@@ -26,6 +26,7 @@ from ppo.learner import Learner
 from ppo.losses import explained_variance
 from ppo.policies.actor_critic import blank_policy, make_policy
 from ppo.policies.protocol import freeze_exactly, frozen_parameters
+from ppo.policies.snapshot import acts_in_workers
 from ppo.progress import progress_bar
 from ppo.report import Callback, Report, asks_to_stop, episode_means
 from ppo.rollout import Episode, Rollout
@@ -187,10 +188,9 @@ class PPOAgent:
 
     def _num_workers(self, env: EnvLike) -> int | Literal["auto"]:
         chosen = self.config.num_workers
-        # An environment made from its id holds nothing that a caller could miss in this process;
-        # for a policy that cannot act in a worker, waking it at every step may not pay.
-        acts_there = self.policy is None or hasattr(self.policy, "snapshot")
-        return 0 if chosen == "auto" and not (isinstance(env, str) and acts_there) else chosen
+        # Nobody misses an environment made from its id in this process; see docs/guide/workers.
+        shared = isinstance(env, str) and acts_in_workers(self.policy, self.config.policy)
+        return 0 if chosen == "auto" and not shared else chosen
 
     def _collector(self, env: EnvLike) -> RolloutCollector:
         return RolloutCollector(

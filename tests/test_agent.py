@@ -22,6 +22,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
+import ppo.agent as agent_module
 from ppo import (
     ActorCritic,
     Evaluation,
@@ -1049,3 +1050,44 @@ def test_settings_that_no_file_can_hold_do_not_cost_the_training(path):
     with pytest.raises(PPOError, match="env_kwargs"):
         agent.save(path)
     assert not path.exists()
+
+
+# Workers
+
+
+class Remembering:
+    """Collectors as they are asked for."""
+
+    def __init__(self, monkeypatch):
+        self.asked = []
+        original = agent_module.RolloutCollector
+
+        def make(*args, num_workers, **kwargs):
+            self.asked.append(num_workers)
+            return original(*args, num_workers=0, **kwargs)
+
+        monkeypatch.setattr(agent_module, "RolloutCollector", make)
+
+
+@pytest.mark.parametrize(
+    ("policy", "workers"),
+    [
+        (PolicyConfig(), "auto"),
+        (PolicyConfig(hidden_sizes=()), "auto"),
+        (PolicyConfig(hidden_sizes=(256, 256)), 0),
+        (PolicyConfig(activation="gelu"), 0),
+    ],
+)
+def test_workers_are_chosen_by_where_the_policy_can_act(monkeypatch, policy, workers):
+    remembering = Remembering(monkeypatch)
+    agent = PPOAgent(config=PPOConfig(num_envs=2, num_steps=4, num_epochs=1, policy=policy))
+    agent.learn("CartPole-v1", 8).learn("CartPole-v1", 8)
+    agent.learn(lambda: gymnasium.make("CartPole-v1"), 8)
+    assert remembering.asked == [workers, workers, 0]
+
+
+def test_a_number_of_workers_is_taken_as_it_is(monkeypatch):
+    remembering = Remembering(monkeypatch)
+    agent = PPOAgent(config=PPOConfig(num_envs=2, num_steps=4, num_epochs=1, num_workers=3))
+    agent.learn(lambda: gymnasium.make("CartPole-v1"), 8)
+    assert remembering.asked == [3]

@@ -8,6 +8,8 @@ batched pass at the end of the rollout, by the code path the update uses, so the
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,10 @@ from torch import Tensor, nn
 from ppo.policies.bodies import MLP
 from ppo.policies.heads import CategoricalHead, GaussianHead
 from ppo.policies.normalizer import ObservationNormalizer
+from ppo.policies.options import PolicyConfig
+from ppo.policies.protocol import Actor
 
-__all__ = ["MLPActor", "snapshot"]
+__all__ = ["MLPActor", "acts_in_workers", "snapshot"]
 
 # Above this many weights in one layer a product for a group of environments may use several
 # threads, and arithmetic outweighs overhead: torch then acts for all environments at once.
@@ -89,6 +93,19 @@ class MLPActor:
             return classes
         actions: np.ndarray = h + self.std * noise
         return actions.reshape(len(x), *self.action_shape)
+
+
+def acts_in_workers(policy: object | None, config: PolicyConfig) -> bool:
+    """Whether a policy, or the default one still to be built, pays to be taken to the environments.
+
+    For images it does not act there, but then the environments are slow enough to be shared out.
+    """
+    if policy is None or hasattr(policy, "action_head"):  # the default policy
+        sizes = config.hidden_sizes
+        small = all(one * other <= _MAX_LAYER for one, other in itertools.pairwise(sizes))
+        return small and config.activation in ("tanh", "relu")
+    make: Callable[[], Actor | None] | None = getattr(policy, "snapshot", None)
+    return make is not None and make() is not None
 
 
 def snapshot(
