@@ -62,7 +62,7 @@ def mlp(num_inputs, width, num_outputs, gain):
 ATARI = {
     "env_kwargs": {"frameskip": 1},
     "wrappers": [
-        {"AtariPreprocessing": {"terminal_on_life_loss": True}},
+        "AtariPreprocessing",
         {"ClipReward": {"min_reward": -1.0, "max_reward": 1.0}},
         {"FrameStackObservation": {"stack_size": 4}},
     ],
