@@ -153,3 +153,15 @@ KINDS = {
     "shared": lambda: build(config=PolicyConfig(hidden_sizes=(8,), shared=True)),
     "gelu": lambda: build(BOX, PolicyConfig(hidden_sizes=(8,), activation="gelu")),
 }
+
+
+class Drawn(torch.autograd.Function):
+    """Doubles its argument; its gradient is drawn."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2.0 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2.0 * grad * torch.rand_like(grad)

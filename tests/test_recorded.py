@@ -18,6 +18,7 @@ from small_policies import (
     BOX,
     DISCRETE,
     KINDS,
+    Drawn,
     FromFeatures,
     OwnPolicy,
     Tied,
@@ -536,16 +537,6 @@ def test_what_is_not_finite_shows_in_the_metrics():
 
 
 # Policies that cannot
-
-
-class Drawn(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return 2.0 * x
-
-    @staticmethod
-    def backward(ctx, grad):
-        return 2.0 * grad * torch.rand_like(grad)
 
 
 class InNumpy(torch.autograd.Function):

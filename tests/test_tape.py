@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_policies import Drawn
 from strategies import seeds
 from torch import nn
 
@@ -628,15 +629,6 @@ def test_tensors_that_numpy_cannot_view_are_refused(function):
 
 
 def test_a_backward_pass_that_draws_is_refused():
-    class Drawn(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return 2.0 * x
-
-        @staticmethod
-        def backward(ctx, grad):
-            return grad * torch.rand_like(grad)
-
     x = torch.ones(3, requires_grad=True)
     tape = Tape()
     with tape.record():

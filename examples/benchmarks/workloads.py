@@ -49,30 +49,28 @@ HALFCHEETAH = Workload(
     updates=20,
 )
 
+CARTPOLE = Workload(
+    env="CartPole-v1",
+    num_envs=8,
+    num_steps=128,
+    num_epochs=4,
+    minibatch_size=256,
+    normalize=False,
+    skip=40,
+    updates=160,
+)
+
 STEADY = {
-    "cartpole": Workload(
-        env="CartPole-v1",
-        num_envs=8,
-        num_steps=128,
-        num_epochs=4,
-        minibatch_size=256,
-        normalize=False,
-        skip=40,
-        updates=160,
-    ),
+    "cartpole": CARTPOLE,
     "halfcheetah-8": HALFCHEETAH,
     "halfcheetah-1": dataclasses.replace(HALFCHEETAH, num_envs=1, num_steps=2048),
 }
 
 # Breakout, with the usual preprocessing.
 PIXELS = {
-    "breakout": Workload(
+    "breakout": dataclasses.replace(
+        CARTPOLE,
         env="ale_py:ALE/Breakout-v5",
-        num_envs=8,
-        num_steps=128,
-        num_epochs=4,
-        minibatch_size=256,
-        normalize=False,
         learning_rate=2.5e-4,
         pixels=True,
         skip=1,

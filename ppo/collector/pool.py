@@ -47,9 +47,8 @@ def fitting_number_of_workers(num_envs: int, start_method: StartMethod | None = 
     One per processor, each with at least two environments; none where starting them takes seconds
     (without `fork`), or where this process may not have children.
     """
-    if (
-        start_method or default_start_method()
-    ) != "fork" or multiprocessing.current_process().daemon:
+    method = start_method or default_start_method()
+    if method != "fork" or multiprocessing.current_process().daemon:
         return 0
     number = min(_num_processors(), num_envs // 2)
     return number if number > 1 else 0

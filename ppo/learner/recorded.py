@@ -74,17 +74,12 @@ class RecordedGradient:
             return self._by_autograd(batch, settings)
         obs, actions = batch.obs, batch.actions
         key = obs.shape, obs.dtype, actions.shape, actions.dtype, settings.entropy_coef != 0.0
-        try:
-            if key not in self._recordings:
-                if len(self._recordings) == _MOST_RECORDINGS:
-                    del self._recordings[next(iter(self._recordings))]
-                self._recordings[key] = self._record(batch, settings)
-                if Fingerprint(self._policy) != self._fingerprint:
-                    raise UnsupportedError("the policy changes itself when it is evaluated")
-        except UnsupportedError:
-            self._recordings.clear()
-            self._repeatable = False
-            return self._by_autograd(batch, settings)
+        if key not in self._recordings:
+            metrics = self._by_autograd(batch, settings)
+            if not self._record(key, batch, settings):
+                self._recordings.clear()
+                self._repeatable = False
+                return metrics
         recording = self._recordings[key]
         metrics = recording.replay(batch, settings)
         new = recording.replays <= 2
@@ -95,9 +90,18 @@ class RecordedGradient:
             return self._by_autograd(batch, settings)
         return metrics
 
-    def _record(self, batch: Batch, settings: LossSettings) -> _Recording:
-        assert self._fingerprint is not None
-        return _Recording(self._policy, self._fingerprint.tensors, batch, settings)
+    def _record(self, key: tuple[object, ...], batch: Batch, settings: LossSettings) -> bool:
+        """Record minibatches like this one, after the policy was evaluated; False if it cannot."""
+        if self._fingerprint is None or Fingerprint(self._policy) != self._fingerprint:
+            return False  # it changes itself when it is evaluated
+        if len(self._recordings) == _MOST_RECORDINGS:
+            del self._recordings[next(iter(self._recordings))]
+        known = self._fingerprint.tensors
+        try:
+            self._recordings[key] = _Recording(self._policy, known, batch, settings)
+        except UnsupportedError:
+            return False
+        return True
 
     def _by_autograd(self, batch: Batch, settings: LossSettings) -> list[float]:
         return [metric.item() for metric in self._eager(batch, settings)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -94,29 +95,24 @@ class RecordedCall:
         start = states.get()
         wanted = self.plainly(*inputs)
         end = states.get()
-        states.set(start)
-        results = self._replayed(inputs)
-        if results is not None and states.get() == end and all(map(_equal, results, wanted)):
-            return results
+        if Fingerprint(self.policy) == self._fingerprint:  # else it changes itself when called
+            states.set(start)
+            if self._recording is None:
+                self._recording = self._record(inputs)
+                states.set(start)
+            results = None if self._recording is None else self._recording.replay(inputs)
+            if results is not None and states.get() == end and all(map(_equal, results, wanted)):
+                return results
+            states.set(end)
         self._repeatable, self._recording = False, None
-        states.set(end)
         return wanted
 
-    def _replayed(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray] | None:
-        """Results by the recording, made first if there is none; None if there can be none."""
-        if self._recording is None:
-            assert self._fingerprint is not None
-            start = self._states.get()
-            try:
-                self._recording = _Recording(
-                    self._function, inputs, self._fingerprint.tensors, self._random
-                )
-            except UnsupportedError:
-                return None
-            self._states.set(start)
-            if Fingerprint(self.policy) != self._fingerprint:
-                return None  # it changes itself when it is called
-        return self._recording.replay(inputs)
+    def _record(self, inputs: Sequence[np.ndarray]) -> _Recording | None:
+        assert self._fingerprint is not None
+        try:
+            return _Recording(self._function, inputs, self._fingerprint.tensors, self._random)
+        except UnsupportedError:
+            return None
 
 
 class _Recording:
@@ -169,11 +165,16 @@ class _RandomStates:
         return [random.getstate(), numpy, *ours]
 
     def set(self, states: Sequence[Any]) -> None:
-        python, numpy, *ours = states
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-        for generator, state in zip(self._generators, ours, strict=True):
-            generator.set_state(torch.tensor(state, dtype=torch.uint8))
+        """Put back what has moved; a generator the function never drew from is not written to."""
+        writers = [random.setstate, np.random.set_state]
+        writers += [functools.partial(_set_state, generator) for generator in self._generators]
+        for write, now, wanted in zip(writers, self.get(), states, strict=True):
+            if now != wanted:
+                write(wanted)
+
+
+def _set_state(generator: torch.Generator, state: list[int]) -> None:
+    generator.set_state(torch.tensor(state, dtype=torch.uint8))
 
 
 def _as_tuple(results: Any) -> tuple[Tensor, ...]:
