@@ -3,13 +3,14 @@
 from ppo.policies.actor_critic import ActorCritic, make_policy
 from ppo.policies.bodies import MLP, NatureCNN
 from ppo.policies.normalizer import ObservationNormalizer
-from ppo.policies.options import PolicyConfig
+from ppo.policies.options import EncoderConfig, PolicyConfig
 from ppo.policies.protocol import Actor, Evaluation, Policy
 
 __all__ = [
     "MLP",
     "Actor",
     "ActorCritic",
+    "EncoderConfig",
     "Evaluation",
     "NatureCNN",
     "ObservationNormalizer",
