@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from gymnasium.spaces import Discrete
 from torch import nn
 from typing_extensions import Self
 
+from ppo.acting import act
 from ppo.advantages import gae, normalize
 from ppo.checkpoint import read_checkpoint, read_counts, versions, write_checkpoint
 from ppo.collector import RolloutCollector
@@ -22,23 +22,19 @@ from ppo.config import PPOConfig
 from ppo.envs import EnvLike
 from ppo.errors import CheckpointError, PPOError
 from ppo.evaluation import EvaluationResult, evaluate
+from ppo.frames import newest
 from ppo.learner import Learner
 from ppo.losses import explained_variance
 from ppo.policies.actor_critic import blank_policy, make_policy
 from ppo.policies.protocol import freeze_exactly, frozen_parameters
 from ppo.policies.snapshot import acts_in_workers
+from ppo.policies.state import PolicyState
 from ppo.progress import progress_bar
 from ppo.report import Callback, Report, asks_to_stop, episode_means
 from ppo.rollout import Episode, Rollout
-from ppo.spaces import (
-    Space,
-    as_batch,
-    check_policy_spaces,
-    make_action_adapter,
-    space_from_dict,
-    space_to_dict,
-)
+from ppo.spaces import Space, check_policy_spaces, space_from_dict, space_to_dict
 from ppo.statistics import RewardScaler
+from ppo.trees import map_tree
 
 __all__ = ["PPOAgent"]
 
@@ -263,7 +259,7 @@ class PPOAgent:
             entropy_coef=config.entropy_coef(progress),
         )
         if hasattr(self.policy, "update_normalizer"):
-            self.policy.update_normalizer(batch.obs)
+            self.policy.update_normalizer(map_tree(newest, batch.obs))
         self._reward_scaler = scaler
         self.steps += rollout.num_transitions
         self.updates += 1
@@ -271,29 +267,45 @@ class PPOAgent:
         metrics["learning_rate"] = learning_rate
         return metrics
 
-    def act(self, obs: Any, *, deterministic: bool = True) -> Any:
+    def act(
+        self,
+        obs: Any,
+        *,
+        deterministic: bool = True,
+        action_mask: Any = None,
+        state: PolicyState | None = None,
+    ) -> Any:
         """Choose actions an environment can take, for one observation or a batch.
 
         Args:
             obs: One observation, or a batch `[B, ...]` of them, as the environment gives them.
             deterministic: Take the most likely action instead of sampling.
+            action_mask: Which actions are legal, as the environment says it; for a batch one for
+                each row. A mask in the observation is found there.
+            state: For a policy with memory (or stacked frames): what the call before returned;
+                None at the beginning of an episode. `state.reset(ended)` forgets single rows.
 
         Returns:
-            One action, or a batch `[B, ...]`, in the type the action space declares.
+            One action, or a batch `[B, ...]`, in the type the action space declares. For a policy
+            with memory (or stacked frames): a pair of that and the new state.
 
         Raises:
             PPOError: There is no policy, or its spaces are not known yet.
-            ValueError: `obs` has neither the shape of an observation nor of a batch.
+            ValueError: `obs` has neither the shape of an observation nor of a batch, or a mask
+                does not fit.
         """
         if self.policy is None or self.observation_space is None or self.action_space is None:
             raise PPOError("act needs a trained agent: call learn or load first")
-        array, single = as_batch(obs, self.observation_space)
-        batch = torch.from_numpy(array).to(self.device)
-        actions = self.policy.act(batch, generator=self._act_generator, deterministic=deterministic)
-        adapted = make_action_adapter(self.action_space)(actions.cpu().numpy())
-        # A Box of no axes holds arrays, a Discrete numbers.
-        row = 0 if isinstance(self.action_space, Discrete) else (0, ...)
-        return adapted[row] if single else adapted
+        return act(
+            self.policy,
+            obs,
+            self.observation_space,
+            self.action_space,
+            generator=self._act_generator,
+            deterministic=deterministic,
+            action_mask=action_mask,
+            state=state,
+        )
 
     def evaluate(
         self, env: EnvLike, episodes: int = 100, *, deterministic: bool = True, seed: int = 0

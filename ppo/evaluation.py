@@ -12,16 +12,19 @@ import torch
 from ppo._checks import check_positive_integer
 from ppo.collector import open_columns
 from ppo.collector.buffers import Buffers, Layout
+from ppo.collector.policy_calls import PolicyCalls
 from ppo.collector.streams import NOISE, POLICY, stream
 from ppo.envs import EnvLike, resolve_env
-from ppo.policies.protocol import Policy, policy_device, takes_generator
+from ppo.policies.protocol import Policy, policy_device
 from ppo.rollout import Episode
 from ppo.spaces import (
+    ActionMasks,
+    ObservationLayout,
     check_observation_space,
     check_policy_spaces,
     make_action_adapter,
-    observation_dtype,
 )
+from ppo.trees import leaves, map_tree
 
 __all__ = ["EvaluationResult", "evaluate"]
 
@@ -107,23 +110,45 @@ def evaluate(
     if training:
         policy.eval()  # type: ignore[attr-defined]  # layers with running statistics stay as is
     try:
-        box = check_observation_space(columns.observation_space)
-        check_policy_spaces(policy, columns.observation_space, columns.action_space)
-        adapter = make_action_adapter(columns.action_space)
+        space = check_observation_space(columns.observation_space)
+        check_policy_spaces(policy, space, columns.action_space)
         count = columns.num_envs
+        generator = torch.Generator().manual_seed(int(stream(root, POLICY, 0).integers(2**63 - 1)))
+        actions = make_action_adapter(columns.action_space).leaves
+        device = policy_device(policy)  # type: ignore[arg-type]
+        calls = PolicyCalls(policy, device, generator, count, actions, deterministic=deterministic)
+        masks = ActionMasks(columns.action_space)
         layout = Layout(
-            1, count, box.shape, observation_dtype(box), adapter.shape, adapter.dtype, 0
+            1,
+            count,
+            ObservationLayout(space).leaves,
+            actions,
+            mask_size=masks.size,
+            squash=bool(getattr(policy, "squashed", False)),
         )
         buffers = Buffers(layout)
         columns.attach(buffers)
-        columns.reset()
+        masked = np.array(columns.reset())
+        if masked.any():
+            calls.check_masks(masks.lie_in(space))
+            buffers.masks[:, ~masked] = True
+        noises = [stream(root, NOISE, index) for index in range(count)]
         quota = [episodes // count + (index < episodes % count) for index in range(count)]
         played: list[list[Episode]] = [[] for _ in range(count)]
-        act = _actor(policy, root, count, deterministic)
         while any(len(done) < wanted for done, wanted in zip(played, quota, strict=True)):
-            buffers.actions[0] = act(buffers.obs[0])
+            noise = None
+            if calls.takes_noise:
+                noise = np.concatenate([policy.draw_noise(rng, 1) for rng in noises])  # type: ignore[attr-defined]
+            obs = map_tree(lambda rows: rows[0].copy(), buffers.obs)
+            with torch.no_grad():
+                chosen = calls.act(obs, noise, buffers.masks[0] if masked.any() else None)
+            for rows, action in zip(leaves(buffers.actions), leaves(chosen), strict=True):
+                rows[0] = action
             columns.step(0)
-            buffers.obs[0] = buffers.obs[1]
+            calls.ended(buffers.ended(0))
+            buffers.masks[0] = buffers.masks[1]
+            for rows in leaves(buffers.obs):
+                rows[0] = rows[1]
             for _, episode in columns.harvest().episodes:
                 if len(played[episode.env_index]) < quota[episode.env_index]:
                     played[episode.env_index].append(episode)
@@ -136,25 +161,3 @@ def evaluate(
         tuple(episode.episode_return for episode in flat),
         tuple(episode.episode_length for episode in flat),
     )
-
-
-def _actor(policy: Policy, root: np.random.SeedSequence, count: int, deterministic: bool) -> Any:
-    """A function from observations `[N, ...]` to raw actions `[N, ...]`, with its own streams."""
-    device = policy_device(policy)  # type: ignore[arg-type]
-    noises = [stream(root, NOISE, index) for index in range(count)]
-    generator = torch.Generator().manual_seed(int(stream(root, POLICY, 0).integers(2**63 - 1)))
-    draw = getattr(policy, "draw_noise", None)
-
-    @torch.no_grad()
-    def act(obs: np.ndarray) -> np.ndarray:
-        arguments: dict[str, Any] = {"deterministic": deterministic}
-        if not deterministic:
-            if draw is None and takes_generator(policy):
-                arguments["generator"] = generator
-            elif draw is not None:
-                noise = np.concatenate([draw(rng, 1) for rng in noises])
-                arguments["noise"] = torch.from_numpy(noise).to(device)
-        actions = policy.act(torch.from_numpy(obs.copy()).to(device), **arguments)
-        return actions.cpu().numpy()
-
-    return act

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ppo.errors import NonFiniteError
+from ppo.frames import to_tensor
+from ppo.sequences import Sequences
+from ppo.trees import leaves, map_tree
 
-__all__ = ["Batch", "Episode", "Rollout"]
+__all__ = ["Batch", "Episode", "Finals", "Rollout"]
 
 
 class Episode(NamedTuple):
@@ -28,11 +32,35 @@ class Episode(NamedTuple):
     env_index: int
 
 
+class Finals(NamedTuple):
+    """Successors that are the observation of no row, in the order of their values.
+
+    Attributes:
+        obs: Observations `[K, ...]`: first those of truncated steps, then for every environment
+            the one after the last row.
+        steps: Row each one follows, `[K]`.
+        env_indices: Column of that row, `[K]`.
+        states: Memory of the policy there, `[K, S]`; None without.
+    """
+
+    obs: Any
+    steps: Tensor
+    env_indices: Tensor
+    states: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Finals:
+        """The same on another device."""
+        states = None if self.states is None else self.states.to(device)
+        obs = map_tree(lambda tensor: tensor.to(device), self.obs)
+        return Finals(obs, self.steps.to(device), self.env_indices.to(device), states)
+
+
 class Batch:
     """Transitions without order: named tensors with one common first axis `[B]`.
 
     Every field is an attribute: `batch.obs`, `batch.actions`, and whatever was passed to
-    `Rollout.flatten`.
+    `Rollout.flatten`. Fields may be trees of tensors (see `ppo.trees`), as nested observations
+    are. With `sequences` the rows are in order: those of one sequence follow one another.
 
     Example:
         >>> batch = Batch(obs=torch.zeros(10, 4), actions=torch.zeros(10))
@@ -40,39 +68,62 @@ class Batch:
         [4, 3, 3]
     """
 
-    def __init__(self, **fields: Tensor) -> None:
-        sizes = {name: len(tensor) for name, tensor in fields.items()}
+    sequences: Sequences | None = None
+
+    def __init__(self, *, sequences: Sequences | None = None, **fields: Any) -> None:
+        sizes = {name: len(leaf) for name, tree in fields.items() for leaf in leaves(tree)}
         if not sizes or len(set(sizes.values())) != 1:
             raise ValueError(f"all fields of a Batch need one common first axis, got {sizes}")
         self.__dict__ = fields
+        if sequences is not None:
+            object.__setattr__(self, "sequences", sequences)
 
     @classmethod
-    def _unchecked(cls, fields: dict[str, Tensor]) -> Batch:
+    def _unchecked(cls, fields: dict[str, Any], sequences: Sequences | None) -> Batch:
         batch = cls.__new__(cls)
         batch.__dict__ = fields
+        if sequences is not None:
+            fields["sequences"] = sequences
         return batch
 
-    def __getattr__(self, name: str) -> Tensor:
-        raise AttributeError(f"this Batch has no field {name!r}; it has {sorted(self.__dict__)}")
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"this Batch has no field {name!r}; it has {sorted(self.fields)}")
 
     def __len__(self) -> int:
-        return len(next(iter(self.__dict__.values())))
+        return len(leaves(next(iter(self.fields.values())))[0])
 
     @property
-    def fields(self) -> dict[str, Tensor]:
-        """The tensors by name."""
-        return dict(self.__dict__)
+    def fields(self) -> dict[str, Any]:
+        """The tensors, or trees of them, by name."""
+        return {name: tree for name, tree in self.__dict__.items() if name != "sequences"}
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """What `policy.evaluate` needs besides observations and actions, by argument."""
+        context = {"action_masks": self.__dict__.get("action_masks"), "sequences": self.sequences}
+        return {name: value for name, value in context.items() if value is not None}
 
     def __getitem__(self, rows: Tensor | slice) -> Batch:
-        return Batch(**{name: tensor[rows] for name, tensor in self.__dict__.items()})
+        if self.sequences is not None:
+            raise TypeError("rows of a Batch with sequences belong together; use minibatches")
+        return self._map(lambda tensor: tensor[rows], None)
 
-    def replace(self, **fields: Tensor) -> Batch:
+    def replace(self, **fields: Any) -> Batch:
         """Return the batch with some fields exchanged or added."""
-        return Batch(**{**self.__dict__, **fields})
+        return Batch(sequences=self.sequences, **{**self.fields, **fields})
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on another device."""
-        return Batch(**{name: tensor.to(device) for name, tensor in self.__dict__.items()})
+        sequences = None if self.sequences is None else self.sequences.to(device)
+        return self._map(lambda tensor: tensor.to(device), sequences)
+
+    def detach(self) -> Batch:
+        """Return the batch without history: its rows are constants."""
+        return self._map(lambda tensor: tensor.detach(), self.sequences)
+
+    def _map(self, function: Callable[[Any], Any], sequences: Sequences | None) -> Batch:
+        fields = {name: map_tree(function, tree) for name, tree in self.fields.items()}
+        return Batch(sequences=sequences, **fields)
 
     def minibatches(
         self, minibatch_size: int, generator: torch.Generator | None = None
@@ -80,14 +131,17 @@ class Batch:
         """Yield every row exactly once, in random order and balanced minibatches.
 
         The number of minibatches is `ceil(B / minibatch_size)`; their sizes differ by at most
-        one, so no stray tiny minibatch with a noisy gradient is left at the end.
+        one, so no stray tiny minibatch with a noisy gradient is left at the end. With sequences,
+        whole sequences are drawn: there are at most as many minibatches, and their sizes differ
+        by no more than sequences do.
 
         Args:
-            minibatch_size: Largest number of rows in a minibatch, at least 1.
+            minibatch_size: Largest number of rows in a minibatch, at least 1; with sequences, the
+                number they come close to.
             generator: CPU generator that draws the permutation; torch's global one if None.
 
         Yields:
-            Batches of at most `minibatch_size` rows.
+            Batches of about `minibatch_size` rows, of tensors.
 
         Raises:
             ValueError: `minibatch_size` is below 1.
@@ -98,14 +152,64 @@ class Batch:
         if rows == 0:
             return
         count = -(-rows // minibatch_size)
-        device = next(iter(self.__dict__.values())).device
-        order = torch.randperm(rows, generator=generator).to(device)
+        things = rows if self.sequences is None else len(self.sequences)
+        yield from self._deal(torch.randperm(things, generator=generator), count)
+
+    def parts(self, size: int) -> Iterator[Batch]:
+        """Yield the rows in order, in parts of about `size` rows."""
+        rows = len(self)
+        if rows == 0:
+            return
+        if self.sequences is not None:
+            yield from self._deal(torch.arange(len(self.sequences)), -(-rows // size))
+            return
+        fields = self.fields
+        pieces = [_pieces(tree, None, size) for tree in fields.values()]
+        for values in zip(*pieces, strict=True):
+            yield Batch._unchecked(dict(zip(fields, values, strict=True)), None)
+
+    def _deal(self, chosen: Tensor, count: int) -> Iterator[Batch]:
+        """Deal rows or, if there are any, sequences, in this order to `count` batches."""
+        parts: Sequence[Sequences | None] = [None] * count
+        if self.sequences is None:
+            small, extra = divmod(len(chosen), count)
+            order, sizes = chosen, [small + 1] * extra + [small] * (count - extra)
+        else:
+            order, sizes, parts = _deal_sequences(self.sequences, chosen.numpy(), count)
+        fields = self.fields
+        order = order.to(leaves(next(iter(fields.values())))[0].device)
         # One gather for the whole epoch; the minibatches are views of it.
-        shuffled = {name: tensor[order] for name, tensor in self.__dict__.items()}
-        small, extra = divmod(rows, count)
-        sizes = [small + 1] * extra + [small] * (count - extra)
-        for parts in zip(*(tensor.split(sizes) for tensor in shuffled.values()), strict=True):
-            yield Batch._unchecked(dict(zip(shuffled, parts, strict=True)))
+        pieces = [_pieces(tree, order, sizes) for tree in fields.values()]
+        for sequences, values in zip(parts, zip(*pieces, strict=True), strict=True):
+            yield Batch._unchecked(dict(zip(fields, values, strict=True)), sequences)
+
+
+def _pieces(tree: Any, order: Tensor | None, sizes: int | list[int]) -> Iterable[Any]:
+    """A tree's rows in this order (None: theirs), cut into pieces of these sizes."""
+    if isinstance(tree, Mapping):
+        items = [_pieces(item, order, sizes) for item in tree.values()]
+        return (dict(zip(tree, row, strict=True)) for row in zip(*items, strict=True))
+    if isinstance(tree, tuple):
+        return zip(*(_pieces(item, order, sizes) for item in tree), strict=True)
+    return map(to_tensor, (tree if order is None else tree[order]).split(sizes))
+
+
+def _deal_sequences(
+    sequences: Sequences, chosen: np.ndarray, count: int
+) -> tuple[Tensor, list[int], list[Sequences]]:
+    """Deal sequences in this order to `count` minibatches of about the same number of rows.
+
+    Returns the order of all rows, rows per minibatch, and the sequences of each.
+    """
+    ends = np.cumsum(np.array(sequences.lengths)[chosen])
+    # A sequence goes to the minibatch in which its middle row falls.
+    middles = ends - np.array(sequences.lengths)[chosen] / 2
+    home = np.minimum((middles * count / ends[-1]).astype(np.int64), count - 1)
+    dealt = [sequences.rows(chosen[home == index]) for index in range(count)]
+    dealt = [(positions, part) for positions, part in dealt if len(positions)]
+    order = np.concatenate([positions for positions, _ in dealt])
+    sizes = [len(positions) for positions, _ in dealt]
+    return torch.from_numpy(order), sizes, [part for _, part in dealt]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,10 +227,18 @@ class Rollout:
         truncated: The episode was cut from outside, bool `[T, N]`.
         valid: False for rows that are no transition (reset rows of NEXT_STEP), bool `[T, N]`.
         episodes: Episodes that finished during this rollout.
+        action_masks: Which actions were legal, bool `[T, N, M]` (see `ppo.spaces.ActionMasks`);
+            None where the environments say nothing of it.
+        finals: The successors that no row holds: of truncated steps and of the last row.
+        sequences: For a policy with memory: what belongs together when it is evaluated again.
+        order: With `sequences`: positions `t * N + n` of their rows, `[B]`.
+
+    Nested observations and actions are trees of tensors; stacked ones are `FrameStack`, which
+    store each frame once.
     """
 
-    obs: Tensor
-    actions: Tensor
+    obs: Any
+    actions: Any
     log_probs: Tensor
     values: Tensor
     rewards: Tensor
@@ -135,6 +247,10 @@ class Rollout:
     truncated: Tensor
     valid: Tensor
     episodes: tuple[Episode, ...] = ()
+    action_masks: Tensor | None = None
+    finals: Finals | None = None
+    sequences: Sequences | None = None
+    order: Tensor | None = None
 
     @property
     def num_transitions(self) -> int:
@@ -165,7 +281,8 @@ class Rollout:
             **extra: Further `[T, N, ...]` tensors to carry along, e.g. `advantages`, `returns`.
 
         Returns:
-            A `Batch` `[B]` with the fields `obs, actions, log_probs, values` and `extra`.
+            A `Batch` `[B]` with the fields `obs, actions, log_probs, values`, `action_masks` where
+            there are any, and `extra`; for a policy with memory its rows are whole sequences.
 
         Raises:
             ValueError: An extra does not start with `[T, N]`.
@@ -176,6 +293,8 @@ class Rollout:
             "log_probs": self.log_probs,
             "values": self.values,
         }
+        if self.action_masks is not None:
+            fields["action_masks"] = self.action_masks
         for name, tensor in extra.items():
             if tensor.shape[:2] != self.rewards.shape:
                 raise ValueError(
@@ -183,15 +302,37 @@ class Rollout:
                     f"got {list(tensor.shape)}"
                 )
             fields[name] = tensor
-        if bool(self.valid.all()):
-            return Batch(**{name: tensor.flatten(0, 1) for name, tensor in fields.items()})
-        return Batch(**{name: tensor[self.valid] for name, tensor in fields.items()})
+        everything = self.order is None and bool(self.valid.all())
+
+        def select(tensor: Any) -> Any:
+            if self.order is not None:
+                return tensor.flatten(0, 1)[self.order]
+            return tensor.flatten(0, 1) if everything else tensor[self.valid]
+
+        flat = {name: map_tree(select, tree) for name, tree in fields.items()}
+        return Batch(sequences=self.sequences, **flat)
+
+    def unflatten(self, rows: Tensor) -> Tensor:
+        """Put rows `[B]` in the order of `flatten` back into `[T, N]`; 0 elsewhere."""
+        if self.order is None and len(rows) == self.valid.numel():
+            return rows.view(self.valid.shape)
+        tensor = torch.zeros_like(self.rewards, dtype=rows.dtype)
+        if self.order is None:
+            tensor[self.valid] = rows
+        else:
+            tensor.view(-1)[self.order] = rows
+        return tensor
 
     def to(self, device: torch.device | str) -> Rollout:
         """Return the rollout on another device."""
-        tensors = {
-            field.name: getattr(self, field.name).to(device)
+
+        def move(value: Any) -> Any:
+            return value.to(device) if hasattr(value, "to") else value
+
+        moved = {
+            field.name: map_tree(move, getattr(self, field.name))
             for field in dataclasses.fields(self)
-            if field.name != "episodes"
+            if field.name not in ("episodes", "finals")
         }
-        return dataclasses.replace(self, **tensors)
+        moved["finals"] = move(self.finals)
+        return dataclasses.replace(self, **moved)

@@ -4,7 +4,9 @@ import torch
 from known_policies import VALUE_OF_ZERO
 
 from ppo.collector import RolloutCollector
+from ppo.frames import to_tensor
 from ppo.policies import PolicyConfig, make_policy
+from ppo.trees import leaves_with_paths
 
 
 def collect(env, horizons, policy=None, *, num_envs=3, seed=0, **options):
@@ -16,15 +18,30 @@ def collect(env, horizons, policy=None, *, num_envs=3, seed=0, **options):
         return [collector.collect(policy, num_steps) for num_steps in horizons]
 
 
+def tensors_of(rollout):
+    """Every tensor of a rollout by name, those of nested fields by path."""
+    values = {name: value for name, value in vars(rollout).items() if name != "episodes"}
+    finals, sequences = values.pop("finals"), values.pop("sequences")
+    values |= {f"finals.{name}": value for name, value in finals._asdict().items()}
+    values["sequences.states"] = None if sequences is None else sequences.states
+    return {
+        f"{name}/{path}": to_tensor(leaf)
+        for name, value in values.items()
+        for path, leaf in leaves_with_paths(value)
+        if leaf is not None
+    }
+
+
 def assert_identical(rollouts, others):
     """Bit for bit: every tensor, every type, every episode."""
     for rollout, other in zip(rollouts, others, strict=True):
         assert rollout.episodes == other.episodes
-        for name, tensor in vars(rollout).items():
-            if name != "episodes":
-                twin = getattr(other, name)
-                assert tensor.dtype == twin.dtype, name
-                assert torch.equal(tensor, twin), name
+        theirs = tensors_of(other)
+        ours = tensors_of(rollout)
+        assert ours.keys() == theirs.keys()
+        for name, tensor in ours.items():
+            assert tensor.dtype == theirs[name].dtype, name
+            assert torch.equal(tensor, theirs[name]), name
 
 
 def ended(rollout):

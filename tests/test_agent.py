@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from collecting import tensors_of
 from environments import (
     CountingEnv,
     FaultyEnv,
@@ -585,14 +586,11 @@ def test_update_needs_a_policy():
 def test_update_leaves_the_rollout_as_it_was():
     agent, _ = train()
     rollout = rollout_for(agent)
-    before = {
-        field.name: getattr(rollout, field.name).clone()
-        for field in dataclasses.fields(rollout)
-        if field.name != "episodes"
-    }
+    before = {name: tensor.clone() for name, tensor in tensors_of(rollout).items()}
     agent.update(rollout)
+    after = tensors_of(rollout)
     for name, tensor in before.items():
-        assert torch.equal(getattr(rollout, name), tensor), name
+        assert torch.equal(after[name], tensor), name
 
 
 def test_a_rollout_from_elsewhere_is_learned_from():

@@ -16,7 +16,18 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"_version", "errors", "_checks", "_reductions", "_scan", "trees"},
     {"advantages", "losses", "distributions", "statistics", "schedules"},
-    {"rollout", "report", "progress", "spaces", "envs", "policies", "config_parsing", "recording"},
+    {
+        "frames",
+        "sequences",
+        "rollout",
+        "report",
+        "progress",
+        "spaces",
+        "envs",
+        "policies",
+        "config_parsing",
+        "recording",
+    },
     {"collector", "learner", "config", "checkpoint"},
     {"evaluation", "agent"},
     {"cli"},
@@ -92,8 +103,8 @@ def test_the_ground_knows_mathematics_only(module):
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("collector")])
 def test_the_collector_knows_a_policy_as_a_protocol_only(module):
-    allowed = ("_checks", "envs", "errors", "rollout", "spaces", "policies.protocol")
-    allowed += ("collector", "recording")
+    allowed = ("_checks", "envs", "errors", "rollout", "spaces", "policies.protocol", "trees")
+    allowed += ("collector", "recording", "frames", "sequences", "policies.state")
     assert [name for name in own_imports(module) if not name.startswith(allowed)] == []
 
 

@@ -124,10 +124,10 @@ def failing_factories():
         return CountingEnv() if len(made) < 2 else WalkEnv()
 
     def unsupported_action(made):
-        return WithSpaces(action_space=spaces.MultiBinary(2))
+        return WithSpaces(action_space=spaces.Text(2))
 
     def unsupported_obs(made):
-        return WithSpaces(observation_space=spaces.Discrete(2))
+        return WithSpaces(observation_space=spaces.Text(2))
 
     def no_env(made):
         return CountingEnv() if len(made) < 2 else "an environment"
@@ -135,8 +135,8 @@ def failing_factories():
     return [
         (third, EnvError, r"factory of environment 2 raised RuntimeError: no more licences"),
         (third_differs, SpaceError, "environment 2 has other spaces than environment 0"),
-        (unsupported_action, SpaceError, "MultiBinary"),
-        (unsupported_obs, SpaceError, "Discrete"),
+        (unsupported_action, SpaceError, "action space Text"),
+        (unsupported_obs, SpaceError, "observation space Text"),
         (no_env, TypeError, "factory of environment 2 must return a gymnasium.Env, got str"),
     ]
 

@@ -11,8 +11,10 @@ from torch import nn
 from ppo import RolloutCollector
 from ppo.collector.policy_calls import PolicyCalls
 from ppo.policies import ObservationNormalizer
+from ppo.spaces import Leaf
 
 CPU = torch.device("cpu")
+ACTIONS = Leaf((), np.dtype(np.float32))
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +132,7 @@ def play(make, steps, recorded):
     generator = torch.Generator().manual_seed(1)
     rng = np.random.default_rng(2)
     takes_noise = make is Noisy
-    calls = PolicyCalls(policy, CPU, generator)
+    calls = PolicyCalls(policy, CPU, generator, 5, ACTIONS)
     seed_all()
     chosen = []
     for step in range(steps):
@@ -138,10 +140,9 @@ def play(make, steps, recorded):
             calls.begin()
         obs = rng.normal(size=(5, 3)).astype(np.float32)
         noise = rng.normal(size=(5, 4)).astype(np.float32) if takes_noise else None
-        if recorded:
-            chosen.append(calls.act(obs, noise).copy())
-        else:
-            chosen += calls._act.plainly(*(x for x in (obs, noise) if x is not None))
+        if not recorded:
+            calls._act.begin(None)
+        chosen.append(calls.act(obs, noise, None).copy())
     states = [generator.get_state(), torch.get_rng_state()]
     states += [random.random(), float(np.random.rand())]  # noqa: NPY002
     return chosen, states, calls._act
@@ -222,7 +223,7 @@ def add_a_hook(policy):
 )
 def test_what_a_user_does_to_the_policy_between_rollouts_is_taken_up(change):
     policy = Noisy()
-    calls = PolicyCalls(policy, CPU, torch.Generator())
+    calls = PolicyCalls(policy, CPU, torch.Generator(), 5, ACTIONS)
     rng = np.random.default_rng(0)
 
     def numbers():
@@ -230,7 +231,7 @@ def test_what_a_user_does_to_the_policy_between_rollouts_is_taken_up(change):
 
     calls.begin()
     for _ in range(5):
-        calls.act(*numbers())
+        calls.act(*numbers(), None)
     assert calls._act._recording.replays == 5
     torch.manual_seed(5)
     obs, noise = numbers()
@@ -239,7 +240,7 @@ def test_what_a_user_does_to_the_policy_between_rollouts_is_taken_up(change):
     calls.begin()
     for _ in range(3):
         (wanted,) = calls._act.plainly(obs, noise)
-        np.testing.assert_allclose(calls.act(obs, noise), wanted, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(calls.act(obs, noise, None), wanted, rtol=1e-5, atol=1e-5)
     assert not np.allclose(wanted, before, atol=1e-3)
 
 
@@ -249,9 +250,9 @@ def test_wide_networks_and_policies_that_are_no_modules_act_for_themselves():
             return torch.zeros(len(obs))
 
     for policy in (Own(width=100_000), NoModule()):
-        calls = PolicyCalls(policy, CPU, torch.Generator())
+        calls = PolicyCalls(policy, CPU, torch.Generator(), 5, ACTIONS)
         calls.begin()
-        calls.act(np.zeros((5, 3), np.float32), None)
+        calls.act(np.zeros((5, 3), np.float32), None, None)
         assert calls._act._recording is None
 
 

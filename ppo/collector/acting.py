@@ -31,7 +31,7 @@ class _Group:
         stop = min(start + size, columns.first + columns.num_envs)
         self.own = slice(first, stop)
         self.rows = slice(first - start, stop - start)
-        self.obs = np.zeros((size, *layout.obs_shape), layout.obs_dtype)
+        self.obs = np.zeros((size, *layout.obs.shape), layout.obs.dtype)
         self.noise = np.zeros((size, layout.noise_size), np.float32)
 
 

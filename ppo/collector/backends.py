@@ -24,8 +24,8 @@ class Backend(Protocol):
     def attach(self, layout: Layout) -> Buffers:
         """Make the arrays of a rollout; they are written to from now on."""
 
-    def reset(self) -> None:
-        """Start the first episodes; their observations go to `obs[0]`."""
+    def reset(self) -> list[bool]:
+        """Start the first episodes; says which columns give action masks."""
 
     def run(self, actor: Actor, num_steps: int) -> Harvest:
         """Collect a whole rollout with the actor, where the environments are."""
@@ -58,9 +58,9 @@ class InProcess:
         self._columns.attach(self._buffers)
         return self._buffers
 
-    def reset(self) -> None:
-        """Start the first episodes."""
-        self._columns.reset()
+    def reset(self) -> list[bool]:
+        """Start the first episodes; says which columns give action masks."""
+        return self._columns.reset()
 
     def run(self, actor: Actor, num_steps: int) -> Harvest:
         """Collect a whole rollout with the actor."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import mmap
 import os
@@ -10,6 +11,9 @@ import tempfile
 from typing import Any
 
 import numpy as np
+
+from ppo.spaces import Leaf
+from ppo.trees import leaves, map_tree
 
 __all__ = ["Buffers", "Layout"]
 
@@ -23,57 +27,76 @@ class Layout:
     Attributes:
         num_steps: Capacity `T` in steps.
         num_envs: Columns `N`.
-        obs_shape: Shape of one observation.
-        obs_dtype: Storage type of observations.
-        action_shape: Shape of one raw action.
-        action_dtype: Type of raw actions.
+        obs: How observations are stored, a tree of `Leaf`.
+        actions: How raw actions are stored, a tree of `Leaf`.
         noise_size: Noise values `k` per action; 0 if the policy takes none.
+        mask_size: Entries `M` of an action mask; 0 if the environments give none.
+        squash: Raw Box actions are from before a tanh.
+        history: Observations that are kept from before the rollout.
     """
 
     num_steps: int
     num_envs: int
-    obs_shape: tuple[int, ...]
-    obs_dtype: np.dtype[Any]
-    action_shape: tuple[int, ...]
-    action_dtype: np.dtype[Any]
-    noise_size: int
+    obs: Any
+    actions: Any
+    noise_size: int = 0
+    mask_size: int = 0
+    squash: bool = False
+    history: int = 0
 
-    def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-        """Shape and type by name; observations have one row more, for the last successor."""
+    def trees(self) -> dict[str, tuple[tuple[int, int], Any]]:
+        """Leading axes and tree of `Leaf` by name.
+
+        Observations and masks have one row more, for the last successor.
+        """
         rows = (self.num_steps, self.num_envs)
         flag = np.dtype(np.bool_)
         return {
-            "obs": ((self.num_steps + 1, self.num_envs, *self.obs_shape), self.obs_dtype),
-            "actions": ((*rows, *self.action_shape), self.action_dtype),
-            "noise": ((*rows, self.noise_size), np.dtype(np.float32)),
-            "rewards": (rows, np.dtype(np.float32)),
-            "terminated": (rows, flag),
-            "truncated": (rows, flag),
-            "valid": (rows, flag),
-            "progress": ((self.num_envs,), np.dtype(np.int64)),
+            "frames": ((self.history + self.num_steps + 1, self.num_envs), self.obs),
+            "actions": (rows, self.actions),
+            "noise": (rows, Leaf((self.noise_size,), np.dtype(np.float32))),
+            "masks": ((self.num_steps + 1, self.num_envs), Leaf((self.mask_size,), flag)),
+            "rewards": (rows, Leaf((), np.dtype(np.float32))),
+            "terminated": (rows, Leaf((), flag)),
+            "truncated": (rows, Leaf((), flag)),
+            "valid": (rows, Leaf((), flag)),
+            "progress": ((1, self.num_envs), Leaf((), np.dtype(np.int64))),
         }
 
-    def offsets(self) -> tuple[dict[str, int], int]:
-        """Aligned byte offset of each array in one block, and the block's size."""
-        offsets, end = {}, 0
-        for name, (shape, dtype) in self.arrays().items():
-            offsets[name] = end
-            size = math.prod(shape) * dtype.itemsize
-            end += -(-size // _ALIGNMENT) * _ALIGNMENT
-        return offsets, max(end, 1)
+    def fits(self, other: Layout) -> bool:
+        """True if the arrays differ in the number of steps at most."""
+        return dataclasses.replace(self, num_steps=other.num_steps) == other
+
+    def num_bytes(self) -> int:
+        """Size of the block of memory that holds all arrays."""
+        return max(
+            1,
+            sum(
+                _padded(math.prod(axes) * leaf.size * leaf.dtype.itemsize)
+                for axes, tree in self.trees().values()
+                for leaf in leaves(tree)
+            ),
+        )
+
+
+def _padded(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 class Buffers:
     """The arrays of a `Layout` over one block of memory.
 
     Row `t` of `obs` is what the action of row `t` was taken on; row `t + 1` is the observation
-    the next action will be taken on (after a reset, where the episode ended).
+    the next action will be taken on (after a reset, where the episode ended). So it is for `masks`.
 
     Attributes:
         layout: Sizes and types.
-        obs: `[T + 1, N, ...]`.
-        actions: Raw actions `[T, N, ...]`.
+        frames: `history` observations from before the rollout and then `obs`, a tree of
+            `[history + T + 1, N, ...]`.
+        obs: A tree of `[T + 1, N, ...]`.
+        actions: Raw actions, a tree of `[T, N, ...]`.
         noise: `[T, N, k]`.
+        masks: Legal actions `[T + 1, N, M]`.
         rewards: `[T, N]`.
         terminated: `[T, N]`.
         truncated: `[T, N]`.
@@ -81,9 +104,10 @@ class Buffers:
         progress: Steps done in this rollout, per column `[N]`; shows which worker hangs.
     """
 
-    obs: np.ndarray
-    actions: np.ndarray
+    frames: Any
+    actions: Any
     noise: np.ndarray
+    masks: np.ndarray
     rewards: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
@@ -93,16 +117,30 @@ class Buffers:
     def __init__(self, layout: Layout, fd: int | None = None) -> None:
         """Lay the arrays out in the memory of file `fd`, or in private memory without one."""
         self.layout = layout
-        offsets, size = layout.offsets()
+        size = layout.num_bytes()
         block: Any = mmap.mmap(fd, size) if fd is not None else np.zeros(size, np.uint8)
-        for name, (shape, dtype) in layout.arrays().items():
-            array: np.ndarray = np.ndarray(shape, dtype, block, offsets[name])
-            setattr(self, name, array)
+        end = 0
+
+        def place(axes: tuple[int, int], leaf: Leaf) -> np.ndarray:
+            nonlocal end
+            array: np.ndarray = np.ndarray((*axes, *leaf.shape), leaf.dtype, block, end)
+            end += _padded(array.nbytes)
+            return array
+
+        for name, (axes, tree) in layout.trees().items():
+            setattr(self, name, map_tree(functools.partial(place, axes), tree))
+        self.progress = self.progress[0]
+        self.obs = map_tree(lambda frames: frames[layout.history :], self.frames)
+
+    def ended(self, rows: Any) -> np.ndarray:
+        """Where an episode ended, or no transition was made, in these rows."""
+        ended: np.ndarray = self.terminated[rows] | self.truncated[rows] | ~self.valid[rows]
+        return ended
 
     @staticmethod
     def shared_file(layout: Layout) -> int:
         """Open an anonymous file of the right size that no directory lists; returns its fd."""
-        size = layout.offsets()[1]
+        size = layout.num_bytes()
         if hasattr(os, "memfd_create"):
             fd = os.memfd_create("ppo-rollout", os.MFD_CLOEXEC)
         else:

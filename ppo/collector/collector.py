@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 from typing_extensions import Self
 
 from ppo._checks import check_positive_integer
 from ppo.collector.backends import Backend, InProcess
 from ppo.collector.buffers import Buffers, Layout
-from ppo.collector.columns import Columns, EnvColumns, Final, Harvest
+from ppo.collector.columns import Columns, EnvColumns
 from ppo.collector.policy_calls import PolicyCalls
 from ppo.collector.pool import StartMethod, WorkerPool, fitting_number_of_workers
+from ppo.collector.raw import RawRollout
 from ppo.collector.streams import EPISODES, NOISE, POLICY, stream
 from ppo.collector.vector_columns import VectorColumns
 from ppo.envs import EnvLike, EnvSource, resolve_env
-from ppo.errors import ClosedError, EnvError, NonFiniteError
+from ppo.errors import ClosedError, EnvError
 from ppo.policies.protocol import Policy
 from ppo.rollout import Rollout
 from ppo.spaces import (
+    ActionMasks,
+    ObservationLayout,
     check_observation_space,
     check_policy_spaces,
     make_action_adapter,
-    observation_dtype,
 )
+from ppo.trees import leaves, rebuild
 
 __all__ = ["RolloutCollector", "open_columns"]
 
@@ -140,19 +142,20 @@ class RolloutCollector:
             self.num_envs = self._backend.num_envs
             self.observation_space = self._backend.observation_space
             self.action_space = self._backend.action_space
-            box = check_observation_space(self.observation_space)
-            adapter = make_action_adapter(self.action_space)
+            check_observation_space(self.observation_space)
+            self._observations = ObservationLayout(self.observation_space)
+            self._actions = make_action_adapter(self.action_space).leaves
+            self._masks = ActionMasks(self.action_space)
         except BaseException:
             self.close()
             raise
-        self._obs_shape, self._obs_dtype = box.shape, observation_dtype(box)
-        self._action_shape, self._action_dtype = adapter.shape, adapter.dtype
         self._noise = [stream(root, NOISE, index) for index in range(self.num_envs)]
         policy_seed = int(stream(root, POLICY, 0).integers(2**63 - 1))
         self._generator = torch.Generator().manual_seed(policy_seed)
         self._calls: PolicyCalls | None = None
         self._buffers: Buffers | None = None
         self._last_row = 0  # of `obs`: what the next action is taken on
+        self._masked = np.zeros(self.num_envs, np.bool_)  # environments that give masks
 
     def collect(self, policy: Policy, num_steps: int) -> Rollout:
         """Step every environment `num_steps` times; episodes go on across calls.
@@ -178,20 +181,23 @@ class RolloutCollector:
         check_policy_spaces(policy, self.observation_space, self.action_space)
         with self._closing_on_failure(), torch.no_grad():
             calls = self._calls_of(policy)
-            buffers = self._prepare(policy, num_steps)
+            buffers = self._prepare(calls, num_steps)
+            raw = RawRollout(buffers, num_steps, calls.state.age.copy(), self._masked)
             try:
-                harvest = self._run(calls, buffers, num_steps)
+                self._run(calls, raw)
             except EnvError:
                 # An environment that met NaN often raises a step later; name the cause.
-                self._check_finite(buffers, num_steps, [])
+                raw.check_finite()
                 raise
             self._last_row = num_steps
-            self._check_finite(buffers, num_steps, harvest.finals)
-            return self._finish(calls, buffers, harvest, num_steps)
+            raw.check_finite()
+            return raw.evaluated(calls, self.device)
 
     def _calls_of(self, policy: Policy) -> PolicyCalls:
         if self._calls is None or self._calls.policy is not policy:
-            self._calls = PolicyCalls(policy, self.device, self._generator)
+            self._calls = PolicyCalls(
+                policy, self.device, self._generator, self.num_envs, self._actions
+            )
         return self._calls
 
     @contextmanager
@@ -204,123 +210,77 @@ class RolloutCollector:
             self._closed_because = f"{type(error).__name__} in collect: {text}"
             raise
 
-    def _prepare(self, policy: Policy, num_steps: int) -> Buffers:
+    def _prepare(self, calls: PolicyCalls, num_steps: int) -> Buffers:
         """Make room, carry the current observations over, and draw the rollout's noise.
 
         One draw per environment for all steps: an action's noise is then a function of (seed,
         environment, step), whoever acts.
         """
-        draw = getattr(policy, "draw_noise", None)
-        noise = None if draw is None else [draw(rng, num_steps) for rng in self._noise]
-        noise_size = 0 if noise is None else noise[0].shape[1]
-        old = self._buffers
-        if old is None or old.layout.num_steps < num_steps or old.layout.noise_size != noise_size:
-            layout = Layout(
-                num_steps,
-                self.num_envs,
-                self._obs_shape,
-                self._obs_dtype,
-                self._action_shape,
-                self._action_dtype,
-                noise_size,
-            )
+        noise = None
+        if calls.takes_noise:
+            noise = [calls.policy.draw_noise(rng, num_steps) for rng in self._noise]
+        layout = Layout(
+            num_steps,
+            self.num_envs,
+            self._observations.leaves,
+            self._actions,
+            noise_size=0 if noise is None else noise[0].shape[1],
+            mask_size=self._masks.size,
+            squash=bool(getattr(calls.policy, "squashed", False)),
+            history=calls.frame_stack - 1,
+        )
+        old, row = self._buffers, self._last_row
+        if old is None or old.layout.num_steps < num_steps or not layout.fits(old.layout):
             self._buffers = self._backend.attach(layout)
             if old is None:
-                self._backend.reset()
+                self._masked[:] = self._backend.reset()
+                if self._masked.any():
+                    calls.check_masks(self._masks.lie_in(self.observation_space))
         buffers = self._buffers
         assert buffers is not None
         buffers.progress[:] = 0
+        if self._masked.any():
+            buffers.masks[:, ~self._masked] = True
         if old is not None:
-            buffers.obs[0] = old.obs[self._last_row]
+            self._carry_over(old, row, buffers)
         if noise is not None:
             for index, values in enumerate(noise):
                 buffers.noise[:num_steps, index] = values
         return buffers
 
-    def _run(self, calls: PolicyCalls, buffers: Buffers, num_steps: int) -> Harvest:
+    def _carry_over(self, old: Buffers, row: int, new: Buffers) -> None:
+        """Copy what the next action is taken on, with as many frames before it as are there."""
+        if self._masked.any():
+            new.masks[0] = old.masks[row]
+        kept = min(old.layout.history + row, new.layout.history) + 1
+        last, first = old.layout.history + row + 1, new.layout.history + 1
+        for source, target in zip(leaves(old.frames), leaves(new.frames), strict=True):
+            target[first - kept : first] = source[last - kept : last].copy()
+
+    def _run(self, calls: PolicyCalls, raw: RawRollout) -> None:
         """Fill the buffers: let the columns act by themselves, or act here for all of them."""
+        buffers, num_steps = raw.buffers, raw.num_steps
         make_snapshot = getattr(calls.policy, "snapshot", None)
-        actor = None if make_snapshot is None else make_snapshot()
+        masked = bool(self._masked.any())
+        actor = None if make_snapshot is None or masked else make_snapshot()
         if actor is not None:
-            return self._backend.run(actor, num_steps)
+            raw.harvest = self._backend.run(actor, num_steps)
+            return
         calls.begin()
         self._backend.begin(num_steps)
+        obs, actions = leaves(buffers.obs), leaves(buffers.actions)
         for t in range(num_steps):
+            raw.memories.append(calls.state.memory.copy())
             noise = buffers.noise[t] if calls.takes_noise else None
-            buffers.actions[t] = calls.act(buffers.obs[t], noise)
+            mask = buffers.masks[t] if masked else None
+            chosen = calls.act(rebuild(buffers.obs, [rows[t] for rows in obs]), noise, mask)
+            for rows, action in zip(actions, leaves(chosen), strict=True):
+                rows[t] = action
             self._backend.step(t)
-        return self._backend.harvest()
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        """A tensor of its own memory on the collector's device."""
-        return torch.from_numpy(array.copy()).to(self.device)
-
-    def _check_finite(self, buffers: Buffers, num_steps: int, finals: Sequence[Final]) -> None:
-        """Raise `NonFiniteError` for the first NaN or infinity among observations and rewards."""
-        rewards = np.isfinite(buffers.rewards[:num_steps])
-        obs = buffers.obs[: num_steps + 1]
-        if obs.dtype == np.uint8:
-            successors = np.ones_like(rewards)
-        else:
-            finite = np.isfinite(obs).reshape(num_steps + 1, self.num_envs, -1).all(-1)
-            successors = finite[1:]
-            successors[0] &= finite[0]
-            for final in finals:
-                successors[final.step, final.env_index] &= np.isfinite(final.obs).all()
-        if rewards.all() and successors.all():
-            return
-        done = np.arange(num_steps)[:, None] < buffers.progress  # later rows are old
-        bad = np.argwhere(~(rewards & successors) & done)
-        if len(bad) == 0:
-            return
-        t, index = bad[0]
-        if not np.isfinite(buffers.actions[t, index]).all():
-            raise NonFiniteError(
-                f"the policy chose a non-finite action for environment {index} at rollout step "
-                f"{t}; nothing was learned from this rollout. Its parameters or its normaliser "
-                "hold NaN or infinity."
-            )
-        field = "reward" if successors[t, index] else "observation"
-        raise NonFiniteError(
-            f"environment {index} returned a non-finite {field} at rollout step {t}; nothing was "
-            "learned from this rollout. Check the environment, or clip its actions."
-        )
-
-    def _finish(
-        self, calls: PolicyCalls, buffers: Buffers, harvest: Harvest, num_steps: int
-    ) -> Rollout:
-        """Copy the rows out and ask the policy, in two batched calls, what it thinks of them."""
-        rows = {
-            name: self._tensor(getattr(buffers, name)[:num_steps])
-            for name in ("obs", "actions", "rewards", "terminated", "truncated", "valid")
-        }
-        valid = rows["valid"]
-        everything = bool(valid.all())
-
-        def select(tensor: Tensor) -> Tensor:
-            return tensor.flatten(0, 1) if everything else tensor[valid]
-
-        log_probs, values = torch.zeros_like(rows["rewards"]), torch.zeros_like(rows["rewards"])
-        evaluation = calls.evaluate(select(rows["obs"]), select(rows["actions"]))
-        log_probs[valid], values[valid] = evaluation
-
-        successors = [*(final.obs for final in harvest.finals), *buffers.obs[num_steps]]
-        successor_values = calls.value(self._tensor(np.stack(successors)))
-        count = len(harvest.finals)
-        final_values, last_values = successor_values[:count], successor_values[count:]
-        next_values = torch.cat([values[1:], last_values.unsqueeze(0)])
-        next_values[rows["terminated"]] = 0.0
-        if harvest.finals:
-            steps = torch.tensor([final.step for final in harvest.finals], device=self.device)
-            envs = torch.tensor([final.env_index for final in harvest.finals], device=self.device)
-            next_values[steps, envs] = final_values
-        return Rollout(
-            **rows,
-            log_probs=log_probs,
-            values=values,
-            next_values=next_values,
-            episodes=tuple(episode for _, episode in harvest.episodes),
-        )
+            raw.memories_after.append(calls.state.memory.copy())
+            calls.ended(buffers.ended(t))
+        raw.memories.append(calls.state.memory.copy())
+        raw.harvest = self._backend.harvest()
 
     def close(self) -> None:
         """End workers and close the environments made here; a second call does nothing."""

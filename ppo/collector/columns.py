@@ -7,7 +7,7 @@ an episode returned.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium
@@ -17,9 +17,20 @@ from ppo.collector.buffers import Buffers
 from ppo.envs import Env, EnvFactory
 from ppo.errors import EnvError, PPOError, SpaceError
 from ppo.rollout import Episode
-from ppo.spaces import make_action_adapter, observation_dtype
+from ppo.spaces import (
+    MASK_KEY,
+    ActionMasks,
+    ObservationLayout,
+    check_observation_space,
+    make_action_adapter,
+)
+from ppo.trees import map_tree
 
 __all__ = ["Columns", "EnvColumns", "Final", "Harvest", "draw_seed"]
+
+
+MaskSource = Callable[[Any, dict[str, Any]], Any]
+"""From what an environment returned, observation and info, to a mask."""
 
 
 class Final(NamedTuple):
@@ -27,7 +38,7 @@ class Final(NamedTuple):
 
     step: int
     env_index: int
-    obs: np.ndarray
+    obs: Any
 
 
 class Harvest(NamedTuple):
@@ -48,11 +59,14 @@ class Columns(Protocol):
     def attach(self, buffers: Buffers) -> None:
         """Write into these arrays from now on."""
 
-    def reset(self) -> None:
-        """Start the first episodes; their observations go to `obs[0]`."""
+    def reset(self) -> list[bool]:
+        """Start the first episodes; their observations go to `obs[0]`, their masks to `masks[0]`.
+
+        Returns for every column whether its environment gives action masks.
+        """
 
     def step(self, t: int) -> None:
-        """Take `actions[t]`; write row `t` and `obs[t + 1]`."""
+        """Take `actions[t]`; write row `t`, `obs[t + 1]` and `masks[t + 1]`."""
 
     def harvest(self) -> Harvest:
         """Hand over what has gathered since the last call."""
@@ -114,12 +128,13 @@ class EnvColumns:
                     f"{self.observation_space}, {self.action_space}"
                 )
         try:
-            self._adapter = make_action_adapter(self.action_space)
+            make_action_adapter(self.action_space)
+            self._layout = ObservationLayout(check_observation_space(self.observation_space))
         except SpaceError:
             self.close()
             raise
-        self._obs_shape = self.observation_space.shape
-        self._obs_dtype = observation_dtype(self.observation_space)  # type: ignore[arg-type]
+        self._masks = ActionMasks(self.action_space)
+        self._mask_sources: list[MaskSource | None] = [None] * self.num_envs
         self._steps = [env.step for env in self._envs]
         self._episode_seeds = [0] * self.num_envs
         self._returns = [0.0] * self.num_envs
@@ -148,56 +163,78 @@ class EnvColumns:
     def attach(self, buffers: Buffers) -> None:
         """Write into these arrays from now on."""
         mine = slice(self.first, self.first + self.num_envs)
-        self._obs = buffers.obs[:, mine]
-        self._actions = buffers.actions[:, mine]
+        self._obs, self._actions = (
+            map_tree(lambda array: array[:, mine], tree) for tree in (buffers.obs, buffers.actions)
+        )
+        self._mask_rows = buffers.masks[:, mine]
         self._rewards = buffers.rewards[:, mine]
         self._terminated = buffers.terminated[:, mine]
         self._truncated = buffers.truncated[:, mine]
         self._progress = buffers.progress[mine]
         buffers.valid[:, mine] = True
+        self._adapter = make_action_adapter(self.action_space, squash=buffers.layout.squash)
 
-    def reset(self) -> None:
-        """Start the first episodes."""
+    def reset(self) -> list[bool]:
+        """Start the first episodes; says which columns give masks."""
         for index in range(self.num_envs):
-            self._obs[0, index] = self._reset(index, None)
+            self._reset(index, None)
+        return [source is not None for source in self._mask_sources]
 
-    def _reset(self, index: int, t: int | None) -> Any:
+    def _reset(self, index: int, t: int | None) -> None:
+        """Begin an episode, whose first observation goes to row `t + 1`."""
         seed = draw_seed(self._seeds[index])
         self._episode_seeds[index], self._returns[index], self._lengths[index] = seed, 0.0, 0
         try:
-            obs, _ = self._envs[index].reset(seed=seed)
-            if np.shape(obs) != self._obs_shape:
-                raise ValueError(self._wrong_shape("reset", obs))
+            obs, info = self._envs[index].reset(seed=seed)
+            if t is None:
+                self._mask_sources[index] = self._mask_source(self._envs[index], info)
+            self._write(index, 0 if t is None else t + 1, obs, info)
         except Exception as error:
             raise self._fault("reset", index, t, error) from error
-        return obs
+
+    def _write(self, index: int, row: int, obs: Any, info: dict[str, Any]) -> None:
+        """Write down what the next action will be taken on."""
+        self._layout.write(self._obs, (row, index), obs)
+        source = self._mask_sources[index]
+        if source is not None:
+            self._mask_rows[row, index] = self._masks.read(source(obs, info))
+
+    def _mask_source(self, env: Env, info: dict[str, Any]) -> MaskSource | None:
+        """Where an environment says which actions are legal; None if nowhere."""
+        if not self._masks.size:
+            return None
+        if MASK_KEY in info:
+            return _mask_of_info
+        if env.has_wrapper_attr("action_masks"):
+            method = env.get_wrapper_attr("action_masks")
+            return lambda obs, info: method()
+        if self._masks.lie_in(self.observation_space):
+            return lambda obs, info: obs[MASK_KEY]
+        return None
 
     def step(self, t: int) -> None:
         """Take `actions[t]`; where an episode ends, keep its last observation and start anew."""
-        actions = self._adapter(self._actions[t])
-        obs_rows = self._obs[t + 1]
+        raw = map_tree(lambda array: array[t], self._actions)
+        actions = self._adapter.rows(self._adapter(raw))
         rewards, terminations, truncations = [], [], []
         index = 0
         try:
             for index, step in enumerate(self._steps):
-                obs, reward, terminated, truncated, _ = step(actions[index])
-                # Most are arrays, whose own shape is at hand.
-                shape = getattr(obs, "shape", None)
-                if shape != self._obs_shape and np.shape(obs) != self._obs_shape:
-                    raise ValueError(self._wrong_shape("step", obs))
+                obs, reward, terminated, truncated, info = step(actions[index])
                 rewards.append(float(reward))
                 terminations.append(bool(terminated))
                 truncations.append(bool(truncated))
                 self._returns[index] += rewards[-1]
                 self._lengths[index] += 1
                 if terminated or truncated:
+                    # A copy: the environment may reuse its buffer in reset.
+                    last = self._layout.copy(obs)
                     if not terminated:
-                        # A copy: the environment may reuse its buffer in reset.
-                        last = np.array(obs, self._obs_dtype)
                         self._finals.append(Final(t, self.first + index, last))
                     self._finish(index, t)
-                    obs = self._reset(index, t)
-                obs_rows[index] = obs
+                    self._reset(index, t)
+                else:
+                    self._write(index, t + 1, obs, info)
                 self._progress[index] = t + 1
         except EnvError:
             raise
@@ -238,8 +275,8 @@ class EnvColumns:
             f"{step}{taken})\n\n{''.join(traceback.format_exception(error))}"
         )
 
-    def _wrong_shape(self, where: str, obs: Any) -> str:
-        return (
-            f"{where} returned an observation of shape {np.shape(obs)}, but observation_space has "
-            f"shape {self._obs_shape}"
-        )
+
+def _mask_of_info(obs: Any, info: dict[str, Any]) -> Any:
+    if MASK_KEY not in info:
+        raise ValueError(f"info has no {MASK_KEY!r}, but it had one before; give one in each step")
+    return info[MASK_KEY]

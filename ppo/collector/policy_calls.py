@@ -13,8 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ppo.policies.protocol import Evaluation, takes_generator
+from ppo.errors import SpaceError
+from ppo.policies.protocol import Evaluation, takes
+from ppo.policies.state import PolicyState, frame_stack_of, state_size_of
 from ppo.recording import Fingerprint, RecordedCall
+from ppo.rollout import Batch
+from ppo.trees import leaves, rebuild
 
 __all__ = ["PolicyCalls"]
 
@@ -22,22 +26,46 @@ _NUMBERS_AT_ONCE = 2**23  # of observations; what is inside of a policy may be m
 
 
 class PolicyCalls:
-    """Calls of one policy.
+    """Calls of one policy, which acts in `num_envs` episodes side by side.
 
     Args:
         policy: As in `Policy`.
         device: Where it lives, and where results are wanted.
         generator: For actions, if the policy neither takes noise nor does without.
+        num_envs: Environments `N` it acts in.
+        actions: How raw actions are stored, a tree of `Leaf`.
+        deterministic: Take modes instead of sampling.
+
+    Attributes:
+        state: What the policy remembers.
+        takes_noise: Actions are a function of observations and noise.
     """
 
-    def __init__(self, policy: Any, device: torch.device, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        policy: Any,
+        device: torch.device,
+        generator: torch.Generator,
+        num_envs: int,
+        actions: Any,
+        *,
+        deterministic: bool = False,
+    ) -> None:
         self.policy = policy
-        self.takes_noise = hasattr(policy, "draw_noise")
+        self.takes_noise = hasattr(policy, "draw_noise") and not deterministic
+        self.takes_masks = takes(policy.act, "action_mask")
+        self.frame_stack = frame_stack_of(policy)
+        self.remembers = state_size_of(policy) > 0
+        self.state = PolicyState.begin(policy, num_envs)
         self._device = device
-        self._generator = None
-        if not self.takes_noise and takes_generator(policy):
-            self._generator = generator
-        generators = [] if self._generator is None else [self._generator]
+        self._actions = actions
+        self._fixed: dict[str, Any] = {"deterministic": True} if deterministic else {}
+        generators: list[torch.Generator] = []
+        if not (self.takes_noise or deterministic) and takes(policy.act, "generator"):
+            self._fixed["generator"] = generator
+            generators.append(generator)
+        self._names: tuple[str, ...] = ()
+        self._obs: Any = None  # the structure of observations
         self._act = RecordedCall(policy, self._choose, device, generators)
 
     def begin(self) -> None:
@@ -45,40 +73,79 @@ class PolicyCalls:
         known = isinstance(self.policy, nn.Module) and self._device.type == "cpu"
         self._act.begin(Fingerprint(self.policy) if known else None)
 
-    def act(self, obs: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
-        """Actions `[N, ...]` for observations `[N, ...]` and, if it takes any, noise `[N, k]`."""
-        (actions,) = self._act(obs) if noise is None else self._act(obs, noise)
-        return actions
+    def act(self, obs: Any, noise: np.ndarray | None, mask: np.ndarray | None) -> Any:
+        """Actions `[N, ...]` for observations `[N, ...]`, noise `[N, k]` and legal ones `[N, M]`.
 
-    def _choose(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
-        arguments: dict[str, Any] = {}
-        if noise is not None:
-            arguments["noise"] = noise
-        if self._generator is not None:
-            arguments["generator"] = self._generator
-        actions: Tensor = self.policy.act(obs, **arguments)
-        return actions
+        Moves the memory on; `ended` must follow.
+        """
+        given = {
+            "noise": noise if self.takes_noise else None,
+            "action_mask": mask if self.takes_masks else None,
+            "state": self.state.memory if self.remembers else None,
+        }
+        arrays = {name: array for name, array in given.items() if array is not None}
+        self._obs = self.state.see(obs, self.frame_stack)
+        self._names = tuple(arrays)
+        results = self._act(*leaves(self._obs), *arrays.values())
+        if self.remembers:
+            self.state.memory = results.pop().copy()
+        return rebuild(self._actions, results)
 
-    def evaluate(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and values `[B]` of observations and actions `[B, ...]`.
+    def ended(self, ended: np.ndarray) -> None:
+        """Take note of a step, and of the episodes `[N]` that it ended."""
+        self.state.after(ended)
+
+    def _choose(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        count = len(tensors) - len(self._names)
+        arguments = dict(zip(self._names, tensors[count:], strict=True))
+        obs = rebuild(self._obs, tensors[:count])
+        result = self.policy.act(obs, **arguments, **self._fixed)
+        if self.remembers:
+            actions, state = result
+            return (*leaves(actions), state)
+        return tuple(leaves(result))
+
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and values `[B]` of the rows of a batch.
 
         By the policy itself, in parts: a recording would give the same up to rounding, and the
         first ratio of a rollout is to be 1 for whoever evaluates it again.
         """
-        size = _rows_at_once(obs)
         parts = [
-            Evaluation(*self.policy.evaluate(*part))
-            for part in zip(obs.split(size), actions.split(size), strict=True)
+            Evaluation(*self.policy.evaluate(part.obs, part.actions, **self._context(part)))
+            for part in batch.parts(_rows_at_once(batch.obs))
         ]
+        if not parts:
+            nothing = torch.zeros(0, device=self._device)
+            return nothing, nothing
         log_probs, values = (torch.cat([part[index] for part in parts]) for index in (0, 2))
         return log_probs.float(), values.float()
 
-    def value(self, obs: Tensor) -> Tensor:
-        """Values `[B]` of observations `[B, ...]`."""
-        return torch.cat(
-            [self.policy.value(part) for part in obs.split(_rows_at_once(obs))]
-        ).float()
+    def _context(self, batch: Batch) -> dict[str, Any]:
+        context = batch.context
+        if not self.takes_masks:
+            context.pop("action_masks", None)
+        return context
+
+    def value(self, obs: Any, states: Tensor | None) -> Tensor:
+        """Values `[B]` of observations `[B, ...]`, with memories `[B, K]` if it has one."""
+        fields = {"obs": obs} if states is None else {"obs": obs, "state": states}
+        parts = []
+        for part in Batch(**fields).parts(_rows_at_once(obs)):
+            arguments = {name: tree for name, tree in part.fields.items() if name != "obs"}
+            parts.append(self.policy.value(part.obs, **arguments))
+        return torch.cat(parts).float()
+
+    def check_masks(self, in_observation: bool) -> None:
+        """Raise `SpaceError` if masks would be ignored."""
+        if not self.takes_masks and not in_observation:
+            raise SpaceError(
+                f"the environments give action masks, but act of {type(self.policy).__name__} "
+                "takes no action_mask; add the argument (and action_masks to evaluate), or use "
+                "make_policy"
+            )
 
 
-def _rows_at_once(obs: Tensor) -> int:
-    return max(1, _NUMBERS_AT_ONCE // max(1, math.prod(obs.shape[1:])))
+def _rows_at_once(obs: Any) -> int:
+    numbers: int = sum(math.prod(leaf.shape[1:]) for leaf in leaves(obs))
+    return max(1, _NUMBERS_AT_ONCE // max(1, numbers))

@@ -160,10 +160,10 @@ class WorkerPool:
         self._receive_all()
         return self._buffers
 
-    def reset(self) -> None:
-        """Start the first episodes."""
+    def reset(self) -> list[bool]:
+        """Start the first episodes; says which columns give action masks."""
         self._command("reset")
-        self._receive_all()
+        return [masked for columns in self._receive_all() for masked in columns]
 
     def run(self, actor: Actor, num_steps: int) -> Harvest:
         """Let every worker act for its own columns for a whole rollout."""

@@ -12,7 +12,14 @@ from ppo.collector.buffers import Buffers
 from ppo.collector.columns import Final, Harvest, draw_seed
 from ppo.errors import EnvError
 from ppo.rollout import Episode
-from ppo.spaces import make_action_adapter, observation_dtype
+from ppo.spaces import (
+    MASK_KEY,
+    ActionMasks,
+    ObservationLayout,
+    check_observation_space,
+    make_action_adapter,
+)
+from ppo.trees import map_tree
 
 __all__ = ["VectorColumns"]
 
@@ -44,8 +51,10 @@ class VectorColumns:
         self._env = env
         self._mode = mode
         self._seeds = seeds
-        self._adapter = make_action_adapter(self.action_space)
-        self._obs_dtype = observation_dtype(self.observation_space)  # type: ignore[arg-type]
+        make_action_adapter(self.action_space)
+        self._layout = ObservationLayout(check_observation_space(self.observation_space))
+        self._masks = ActionMasks(self.action_space)
+        self._mask_source: str | None = None
         self._resetting = np.zeros(self.num_envs, np.bool_)
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, np.int64)
@@ -55,19 +64,57 @@ class VectorColumns:
     def attach(self, buffers: Buffers) -> None:
         """Write into these arrays from now on."""
         self._buffers = buffers
+        self._adapter = make_action_adapter(self.action_space, squash=buffers.layout.squash)
 
-    def reset(self) -> None:
-        """Start the first episodes."""
+    def reset(self) -> list[bool]:
+        """Start the first episodes; says which columns give masks."""
         self._resetting[:] = False
         self._returns[:] = 0.0
         self._lengths[:] = 0
-        obs, _ = self._call("reset", seed=draw_seed(self._seeds))
-        self._buffers.obs[0] = obs
+        obs, infos = self._call("reset", seed=draw_seed(self._seeds))
+        self._mask_source = self._find_mask_source(infos)
+        self._write(0, obs, infos)
+        return [self._mask_source is not None] * self.num_envs
+
+    def _find_mask_source(self, infos: dict[str, Any]) -> str | None:
+        """Where masks are: in infos, in a method of the environments, in observations, nowhere."""
+        if not self._masks.size:
+            return None
+        if MASK_KEY in infos:
+            return "info"
+        if _has_method(self._env, "action_masks"):
+            return "method"
+        return "obs" if self._masks.lie_in(self.observation_space) else None
+
+    def _write(
+        self, row: int, obs: Any, infos: dict[str, Any], ended: np.ndarray | None = None
+    ) -> None:
+        """Write down what the next actions will be taken on."""
+        try:
+            self._layout.write_batch(self._buffers.obs, row, obs)
+        except ValueError as error:
+            raise EnvError(f"{self._env} does not return what it declares: {error}") from error
+        if self._mask_source is None:
+            return
+        if self._mask_source == "info":
+            given = infos.get(MASK_KEY)
+        elif self._mask_source == "method":
+            given = self._env.call("action_masks")  # type: ignore[attr-defined]
+        else:
+            given = obs[MASK_KEY]
+        for index in range(self.num_envs):
+            if ended is not None and ended[index] and self._mode is AutoresetMode.NEXT_STEP:
+                self._buffers.masks[row, index] = True  # the next action will be ignored
+                continue
+            try:
+                self._buffers.masks[row, index] = self._masks.read(_mask_at(given, index))
+            except (KeyError, TypeError, ValueError) as error:
+                raise EnvError(f"environment {index}: {error}") from error
 
     def step(self, t: int) -> None:
         """Take `actions[t]` in every environment."""
         buffers = self._buffers
-        actions = self._adapter(buffers.actions[t])
+        actions = self._adapter(map_tree(lambda array: array[t], buffers.actions))
         obs, rewards, terminated, truncated, infos = self._call("step", actions)
         valid = ~self._resetting
         buffers.valid[t] = valid
@@ -78,18 +125,20 @@ class VectorColumns:
         self._lengths[valid] += 1
         ended = buffers.terminated[t] | buffers.truncated[t]
         if ended.any():
-            obs = self._end_episodes(t, ended, obs, infos)
-        buffers.obs[t + 1] = obs
+            obs, infos = self._end_episodes(t, ended, obs, infos)
+        self._write(t + 1, obs, infos, ended)
         buffers.progress[:] = t + 1
         if self._mode is AutoresetMode.NEXT_STEP:
             self._resetting = ended
 
-    def _end_episodes(self, t: int, ended: np.ndarray, obs: Any, infos: dict[str, Any]) -> Any:
-        """Record the ended episodes; returns the observations that the next actions see."""
+    def _end_episodes(
+        self, t: int, ended: np.ndarray, obs: Any, infos: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Record the ended episodes; returns what the next actions see, and its infos."""
         for index in np.flatnonzero(ended):
             column = int(index)
             if not self._buffers.terminated[t, column]:
-                last = np.array(self._final_obs(column, obs, infos), self._obs_dtype)
+                last = self._layout.copy(self._final_obs(column, obs, infos))
                 self._finals.append(Final(t, column, last))
             episode = Episode(float(self._returns[column]), int(self._lengths[column]), column)
             self._episodes.append((t, episode))
@@ -97,14 +146,17 @@ class VectorColumns:
         self._lengths[ended] = 0
         if self._mode is AutoresetMode.DISABLED:
             # A fresh dict each time: Gymnasium empties it.
-            reset_obs, _ = self._call("reset", options={"reset_mask": ended.copy()})
-            rows = ended.reshape(-1, *(1 for _ in self.observation_space.shape or ()))
-            return np.where(rows, reset_obs, obs)
-        return obs
+            reset_obs, reset_infos = self._call("reset", options={"reset_mask": ended.copy()})
+            obs = self._layout.choose(ended, reset_obs, obs)
+            if self._mask_source == "info":
+                sources = [reset_infos if over else infos for over in ended]
+                masks = [_mask_at(info.get(MASK_KEY), k) for k, info in enumerate(sources)]
+                infos = {MASK_KEY: masks}
+        return obs, infos
 
     def _final_obs(self, column: int, obs: Any, infos: dict[str, Any]) -> Any:
         if self._mode is not AutoresetMode.SAME_STEP:
-            return obs[column]
+            return self._layout.row(obs, column)
         if "final_obs" not in infos or infos["final_obs"][column] is None:
             raise EnvError(
                 f"{self._env} ended environment {column} in autoreset mode SAME_STEP without "
@@ -129,3 +181,20 @@ class VectorColumns:
 
     def close(self) -> None:
         """Leave the environment to the caller."""
+
+
+def _mask_at(given: Any, index: int) -> Any:
+    """The mask of one environment, from what a vector environment made of them all."""
+    if isinstance(given, dict):  # with flags, which say who has given something, as `_key`
+        return {key: _mask_at(part, index) for key, part in given.items() if f"_{key}" in given}
+    if given is None:
+        raise KeyError(f"infos have no {MASK_KEY!r}, but they had one before; give one each time")
+    return given[index]
+
+
+def _has_method(env: VectorEnv[Any, Any, Any], name: str) -> bool:
+    """Whether the environments inside a vector environment have a method."""
+    try:
+        return all(callable(method) for method in env.get_attr(name))  # type: ignore[attr-defined]
+    except Exception:  # whatever a vector environment without such environments says
+        return False

@@ -80,7 +80,7 @@ def worker_main(
                     os.close(handle)
                     columns.attach(buffers)
                 elif command == "reset":
-                    columns.reset()
+                    result = columns.reset()
                 elif command == "run":
                     assert buffers is not None
                     run_actor(columns, buffers, arguments[0], arguments[1])

@@ -69,7 +69,7 @@ class EagerGradient:
         advantages = batch.advantages
         if settings.normalize_advantages:
             advantages = normalize(advantages)
-        new = Evaluation(*self._policy.evaluate(batch.obs, batch.actions))  # type: ignore[operator]
+        new = Evaluation(*self._policy.evaluate(batch.obs, batch.actions, **batch.context))  # type: ignore[operator]
         loss = ppo_loss(
             new.log_probs,
             batch.log_probs,

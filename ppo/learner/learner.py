@@ -110,7 +110,7 @@ class Learner:
             self._normalize_advantages,
         )
         # Rows are constants, also if whoever collected them left their history on.
-        batch = batch.replace(**{name: rows.detach() for name, rows in batch.fields.items()})
+        batch = batch.detach()
         undo = _Undo(self._policy, self._optimizer)
         # What overflows is found by its metric; NumPy need not warn of it as well.
         with _threads(self._gradient.num_threads), np.errstate(all="ignore"):

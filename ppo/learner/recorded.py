@@ -17,6 +17,7 @@ from ppo.learner.numpy_loss import normalized, policy_loss, value_loss
 from ppo.policies.protocol import Evaluation
 from ppo.recording import Fingerprint, Program, Tape, UnsupportedError
 from ppo.rollout import Batch
+from ppo.trees import leaves, map_tree
 
 __all__ = ["RecordedGradient"]
 
@@ -70,10 +71,10 @@ class RecordedGradient:
 
     def __call__(self, batch: Batch, settings: LossSettings) -> list[float]:
         """Write the gradient of one minibatch; returns the `METRICS`."""
-        if not self._repeatable or len(batch) > _MOST_ROWS:
+        if not self._repeatable or len(batch) > _MOST_ROWS or batch.sequences is not None:
             return self._by_autograd(batch, settings)
-        obs, actions = batch.obs, batch.actions
-        key = obs.shape, obs.dtype, actions.shape, actions.dtype, settings.entropy_coef != 0.0
+        kinds = [(tensor.shape, tensor.dtype) for tensor in _inputs(batch)]
+        key = (*kinds, settings.entropy_coef != 0.0)
         if key not in self._recordings:
             metrics = self._by_autograd(batch, settings)
             if not self._record(key, batch, settings):
@@ -123,7 +124,9 @@ class _Recording:
     ) -> None:
         self.replays = 0
         self._policy = policy
-        self._inputs = batch.obs.clone(), batch.actions.clone()
+        self._obs, self._actions = map_tree(torch.clone, (batch.obs, batch.actions))
+        self._context = map_tree(torch.clone, batch.context)
+        self._inputs = leaves((self._obs, self._actions, self._context))
         self._trained = [p for p in policy.parameters() if p.requires_grad]
         tape = Tape([*known, *self._inputs])
         with torch.enable_grad():
@@ -139,12 +142,12 @@ class _Recording:
             with tape.record():
                 gradients = self._differentiate(new)
         self._forward, self._backward, self._copies = _programs(tape, self._trained, gradients)
-        self._obs, self._actions = (tensor.numpy() for tensor in self._inputs)
+        self._arrays = [tensor.numpy() for tensor in self._inputs]
         self._log_probs, self._entropy, self._values = (x.detach().numpy() for x in new)
         self._d_log_probs, self._d_entropy, self._d_values = (x.numpy() for x in self._slopes)
 
     def _evaluate(self) -> Evaluation:
-        return Evaluation(*self._policy.evaluate(*self._inputs))  # type: ignore[operator]
+        return Evaluation(*self._policy.evaluate(self._obs, self._actions, **self._context))  # type: ignore[operator]
 
     def _differentiate(self, new: Evaluation) -> Sequence[Tensor | None]:
         """Gradients of the outputs, weighted with the slopes of the loss."""
@@ -180,8 +183,8 @@ class _Recording:
     def replay(self, batch: Batch, settings: LossSettings) -> list[float]:
         """Write the gradient of a minibatch; returns the `METRICS`."""
         self.replays += 1
-        np.copyto(self._obs, batch.obs.numpy())
-        np.copyto(self._actions, batch.actions.numpy())
+        for ours, theirs in zip(self._arrays, _inputs(batch), strict=True):
+            np.copyto(ours, theirs.numpy())
         self._forward()
         advantages = batch.advantages.numpy()
         if settings.normalize_advantages:
@@ -200,6 +203,11 @@ class _Recording:
         for gradient, found in self._copies:
             np.copyto(gradient, found)
         return [loss, error, entropy, kl, clip_fraction]
+
+
+def _inputs(batch: Batch) -> list[Tensor]:
+    """What a policy is evaluated on."""
+    return leaves((batch.obs, batch.actions, batch.context))
 
 
 def _is_column(output: object, rows: int) -> bool:

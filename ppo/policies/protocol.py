@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -41,22 +41,32 @@ class Policy(Protocol):
       calls it between rollouts.
     - `parameter_groups()`: parameters by name of the network they belong to; each group's gradient
       is clipped on its own.
+    - `act(..., action_mask=)` and `evaluate(..., action_masks=)`: bool `[B, M]`, which actions are
+      legal (see `ppo.spaces.ActionMasks`); given where the environments say so.
+    - `state_size`: numbers `K` in its memory. It is then called as `act(..., state=)` with the
+      memory `[B, K]`, zeros at the beginning of an episode, and returns `(actions, state)`; as
+      `evaluate(..., sequences=)` with rows in order (see `ppo.sequences.Sequences`); and as
+      `value(obs, state=)`. `memory_steps` limits the length of the sequences.
+    - `frame_stack`: the number `k` of latest observations it sees at once, `[B, k, ...]`.
+    - `squashed`: True if its Box actions are from before a tanh onto the bounds of the space.
+
+    Nested observations and actions are trees of tensors: dictionaries and tuples.
     """
 
     def act(
         self,
-        obs: Tensor,
+        obs: Any,
         *,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         deterministic: bool = False,
-    ) -> Tensor:
+    ) -> Any:
         """Raw actions for observations `[B, ...]`: sampled, or the mode if `deterministic`."""
 
-    def evaluate(self, obs: Tensor, actions: Tensor) -> Evaluation:
+    def evaluate(self, obs: Any, actions: Any) -> Evaluation:
         """Log-probabilities, entropies and values `[B]`, with gradient."""
 
-    def value(self, obs: Tensor) -> Tensor:
+    def value(self, obs: Any) -> Tensor:
         """State values `[B]`, with gradient."""
 
 
@@ -67,9 +77,9 @@ class Actor(Protocol):
         """Raw actions `[G, ...]` for observations `[G, ...]` and noise `[G, k]`."""
 
 
-def takes_generator(policy: Policy) -> bool:
-    """True if `policy.act` has a parameter `generator`."""
-    return "generator" in inspect.signature(policy.act).parameters
+def takes(method: Callable[..., object], argument: str) -> bool:
+    """True if a method has a parameter of that name."""
+    return argument in inspect.signature(method).parameters
 
 
 def frozen_parameters(policy: nn.Module) -> list[str]:

@@ -1,0 +1,70 @@
+"""A policy outside of rollouts: from one observation, or a batch, to actions to take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ppo.policies.protocol import Policy, policy_device, takes
+from ppo.policies.state import PolicyState, frame_stack_of
+from ppo.spaces import MASK_KEY, ActionMasks, ObservationLayout, Space, make_action_adapter
+from ppo.trees import leaves, map_tree
+
+__all__ = ["act"]
+
+
+def act(
+    policy: Policy,
+    obs: Any,
+    observation_space: Space,
+    action_space: Space,
+    *,
+    generator: torch.Generator,
+    deterministic: bool,
+    action_mask: Any = None,
+    state: PolicyState | None = None,
+) -> Any:
+    """What `PPOAgent.act` does; see there."""
+    batch, single = ObservationLayout(observation_space).as_batch(obs)
+    count = len(leaves(batch)[0])
+    state = PolicyState.begin(policy, count) if state is None else state.copy()
+    if len(state) != count:
+        raise ValueError(f"state is of {len(state)} rows, obs of {count}; pass state=None")
+    device = policy_device(policy)  # type: ignore[arg-type]
+
+    def to_device(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(device)
+
+    arguments: dict[str, Any] = {"deterministic": deterministic}
+    if takes(policy.act, "generator"):
+        arguments["generator"] = generator
+    mask = _flat_masks(ActionMasks(action_space), observation_space, batch, action_mask, single)
+    if mask is not None and takes(policy.act, "action_mask"):
+        arguments["action_mask"] = to_device(mask)
+    remembers = state.memory.shape[1] > 0
+    if remembers:
+        arguments["state"] = to_device(state.memory)
+    seen = state.see(batch, frame_stack_of(policy))
+    with torch.no_grad():
+        raw = policy.act(map_tree(to_device, seen), **arguments)
+    if remembers:
+        raw, memory = raw
+        state.memory = memory.cpu().numpy()
+    state.after(np.zeros(count, np.bool_))
+    adapter = make_action_adapter(action_space, squash=getattr(policy, "squashed", False))
+    actions = adapter(map_tree(lambda tensor: tensor.cpu().numpy(), raw))
+    chosen = adapter.rows(actions)[0] if single else actions
+    return (chosen, state) if remembers or state.frames is not None else chosen
+
+
+def _flat_masks(
+    reader: ActionMasks, observation_space: Space, batch: Any, given: Any, single: bool
+) -> np.ndarray | None:
+    """Masks `[B, M]`, from what was given or from the observations; None if there are none."""
+    if given is None and reader.lie_in(observation_space):
+        given, single = batch[MASK_KEY], False
+    if given is None:
+        return None
+    return np.stack([reader.read(mask) for mask in ([given] if single else given)])

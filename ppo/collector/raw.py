@@ -1,0 +1,154 @@
+"""From the arrays that environments filled to a `Rollout`: checked, copied out, evaluated."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppo.collector.buffers import Buffers
+from ppo.collector.columns import Harvest
+from ppo.collector.policy_calls import PolicyCalls
+from ppo.collector.stacking import FrameIndex
+from ppo.errors import NonFiniteError
+from ppo.rollout import Finals, Rollout
+from ppo.sequences import Sequences, cut_sequences
+from ppo.trees import leaves, map_tree
+
+__all__ = ["RawRollout"]
+
+
+@dataclasses.dataclass
+class RawRollout:
+    """What was collected, before the policy is asked what it thinks of it.
+
+    Attributes:
+        buffers: The arrays; rows up to `num_steps` are of this rollout.
+        num_steps: Steps `T`.
+        age: Steps since the episodes began, at the first row, `[N]`; for stacked frames.
+        masked: Environments that give action masks, `[N]`.
+        harvest: Final observations and finished episodes.
+        memories: Memory of the policy `[N, K]` before each step and behind the last; empty where
+            it acted elsewhere.
+        memories_after: The same behind each step, also where an episode ended with it.
+    """
+
+    buffers: Buffers
+    num_steps: int
+    age: np.ndarray
+    masked: np.ndarray
+    harvest: Harvest = dataclasses.field(default_factory=lambda: Harvest([], []))
+    memories: list[np.ndarray] = dataclasses.field(default_factory=list)
+    memories_after: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+    def check_finite(self) -> None:
+        """Raise `NonFiniteError` for the first NaN or infinity among observations and rewards."""
+        buffers, num_steps = self.buffers, self.num_steps
+        rewards = np.isfinite(buffers.rewards[:num_steps])
+        successors = np.ones_like(rewards)
+        for obs in leaves(buffers.obs):
+            if not np.issubdtype(obs.dtype, np.floating):
+                continue
+            finite = np.isfinite(obs[: num_steps + 1]).reshape(*obs[: num_steps + 1].shape[:2], -1)
+            successors &= finite[1:].all(-1)
+            successors[0] &= finite[0].all(-1)
+        for final in self.harvest.finals:
+            found = all(np.isfinite(leaf).all() for leaf in leaves(final.obs))
+            successors[final.step, final.env_index] &= found
+        if rewards.all() and successors.all():
+            return
+        done = np.arange(num_steps)[:, None] < buffers.progress  # later rows are old
+        bad = np.argwhere(~(rewards & successors) & done)
+        if len(bad) == 0:
+            return
+        t, index = bad[0]
+        if not all(np.isfinite(leaf[t, index]).all() for leaf in leaves(buffers.actions)):
+            raise NonFiniteError(
+                f"the policy chose a non-finite action for environment {index} at rollout step "
+                f"{t}; nothing was learned from this rollout. Its parameters or its normaliser "
+                "hold NaN or infinity."
+            )
+        field = "reward" if successors[t, index] else "observation"
+        raise NonFiniteError(
+            f"environment {index} returned a non-finite {field} at rollout step {t}; nothing was "
+            "learned from this rollout. Check the environment, or clip its actions."
+        )
+
+    def evaluated(self, calls: PolicyCalls, device: torch.device) -> Rollout:
+        """Copy the rows out and ask the policy, in two batched calls, what it thinks of them."""
+        buffers, num_steps = self.buffers, self.num_steps
+
+        def copied(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array.copy()).to(device)
+
+        def rows(tree: Any) -> Any:
+            return map_tree(lambda array: copied(array[:num_steps]), tree)
+
+        ended = buffers.ended(slice(num_steps))
+        stacked = calls.frame_stack > 1
+        frames = FrameIndex(self.age, ended, calls.frame_stack) if stacked else None
+        rewards = rows(buffers.rewards)
+        unknown = torch.zeros_like(rewards)
+        rollout = Rollout(
+            obs=rows(buffers.obs) if frames is None else frames.stacks(buffers.frames, copied),
+            actions=rows(buffers.actions),
+            log_probs=unknown,
+            values=unknown,
+            rewards=rewards,
+            next_values=unknown,
+            terminated=rows(buffers.terminated),
+            truncated=rows(buffers.truncated),
+            valid=rows(buffers.valid),
+            episodes=tuple(episode for _, episode in self.harvest.episodes),
+            action_masks=rows(buffers.masks) if self.masked.any() else None,
+            finals=self._finals(frames, calls.remembers).to(device),
+        )
+        if calls.remembers:
+            longest = getattr(calls.policy, "memory_steps", None)
+            rollout = dataclasses.replace(rollout, **self._sequences(ended, longest)).to(device)
+        log_probs, values = map(rollout.unflatten, calls.evaluate(rollout.flatten()))
+        finals = rollout.finals
+        assert finals is not None
+        final_values = calls.value(finals.obs, finals.states)
+        num_envs = rewards.shape[1]
+        next_values = torch.cat([values[1:], final_values[-num_envs:].unsqueeze(0)])
+        next_values[rollout.terminated] = 0.0
+        truncated = slice(len(final_values) - num_envs)
+        where = finals.steps[truncated], finals.env_indices[truncated]
+        next_values[where] = final_values[truncated]
+        return dataclasses.replace(
+            rollout, log_probs=log_probs, values=values, next_values=next_values
+        )
+
+    def _finals(self, frames: FrameIndex | None, remembers: bool) -> Finals:
+        """The successors that are in no row: of truncated steps, and of the last row."""
+        buffers, finals = self.buffers, self.harvest.finals
+        if frames is None:
+            single = [final.obs for final in finals]
+            last = map_tree(lambda array: array[self.num_steps], buffers.obs)
+        else:
+            single = [frames.successor(buffers.frames, *final) for final in finals]
+            last = frames.last(buffers.frames)
+        memory = None
+        if remembers:
+            known = [self.memories_after[final.step][final.env_index] for final in finals]
+            memory = torch.from_numpy(np.stack([*known, *self.memories[-1]]))
+
+        def join(last_rows: np.ndarray, *rows: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.concatenate([*(row[None] for row in rows), last_rows]))
+
+        columns = range(len(self.age))
+        steps = [*(final.step for final in finals), *(self.num_steps - 1 for _ in columns)]
+        env_indices = [*(final.env_index for final in finals), *columns]
+        obs = map_tree(join, last, *single)
+        return Finals(obs, torch.tensor(steps), torch.tensor(env_indices), memory)
+
+    def _sequences(self, ended: np.ndarray, longest: int | None) -> dict[str, Any]:
+        """For a policy with memory: which rows belong together, and what it remembered then."""
+        order, lengths = cut_sequences(ended, self.buffers.valid[: self.num_steps], longest)
+        first = order[np.cumsum(lengths, dtype=np.int64) - np.array(lengths, np.int64)]
+        memory = torch.from_numpy(np.concatenate(self.memories[:-1])[first])
+        return {"sequences": Sequences(lengths, memory), "order": torch.from_numpy(order)}

@@ -1,0 +1,79 @@
+"""Where the parts of episodes lie in a rollout, for policies that remember."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Sequences", "cut_sequences"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+    """Consecutive steps of one episode each: rows of a batch, sequence after sequence.
+
+    Attributes:
+        lengths: Steps of each sequence; their sum is the number of rows.
+        states: Memory of the policy before the first step of each sequence, `[S, K]`.
+    """
+
+    lengths: tuple[int, ...]
+    states: Tensor
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def to(self, device: torch.device | str) -> Sequences:
+        """The same on another device."""
+        return Sequences(self.lengths, self.states.to(device))
+
+    def rows(self, chosen: np.ndarray) -> tuple[np.ndarray, Sequences]:
+        """Choose sequences; returns the positions of their rows, and them."""
+        lengths = np.array(self.lengths)[chosen]
+        first = (np.cumsum(self.lengths) - self.lengths)[chosen]
+        # Within a sequence positions go up by one; between sequences they jump.
+        positions = np.arange(lengths.sum()) + np.repeat(first - _starts(lengths), lengths)
+        states = self.states[torch.from_numpy(chosen).to(self.states.device)]
+        return positions, Sequences(tuple(lengths.tolist()), states)
+
+
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    starts: np.ndarray = np.cumsum(lengths) - lengths
+    return starts
+
+
+def cut_sequences(
+    ended: np.ndarray, valid: np.ndarray, longest: int | None = None
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Cut a rollout into sequences at the ends of episodes, and where they become too long.
+
+    Args:
+        ended: Bool `[T, N]`: an episode ended with this step.
+        valid: Bool `[T, N]`: the row is a transition; other rows are left out, and memory starts
+            anew behind them.
+        longest: Steps a sequence may have; None for no limit.
+
+    Returns:
+        Positions `t * N + n` of the rows, environment after environment, and the lengths of the
+        sequences they make.
+
+    Example:
+        >>> ended = np.array([[False], [True], [False]])
+        >>> cut_sequences(ended, np.ones((3, 1), bool))
+        (array([0, 1, 2]), (2, 1))
+    """
+    num_steps, num_envs = ended.shape
+    starts = np.ones_like(ended)
+    starts[1:] = ended[:-1] | ~valid[:-1]
+    time = np.arange(num_steps)[:, None]
+    if longest is not None:
+        since = time - np.maximum.accumulate(np.where(starts, time, 0), axis=0)
+        starts |= since % longest == 0
+    positions = time * num_envs + np.arange(num_envs)
+    rows = positions.T[valid.T]
+    (first,) = np.nonzero(starts.T[valid.T])
+    lengths = np.diff(np.append(first, len(rows)))
+    return rows, tuple(lengths.tolist())
