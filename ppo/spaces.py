@@ -24,11 +24,26 @@ __all__ = [
     "observation_dtype",
     "space_from_dict",
     "space_to_dict",
+    "sub_spaces",
 ]
 
 Space = gymnasium.Space[Any]
 
 _MOST_ELEMENTS = 2**26  # of one observation; a damaged file must not fill the memory
+
+
+def sub_spaces(space: Space) -> Any:
+    """A space as a tree (see `ppo.trees`): Dict and Tuple unfold, all else is a leaf.
+
+    Example:
+        >>> sub_spaces(spaces.Dict({"a": spaces.Discrete(2)}))
+        {'a': Discrete(2)}
+    """
+    if isinstance(space, spaces.Dict):
+        return {key: sub_spaces(item) for key, item in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(sub_spaces(item) for item in space.spaces)
+    return space
 
 
 def is_image(space: Space) -> bool:
