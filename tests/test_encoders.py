@@ -172,6 +172,7 @@ def test_numbers_stay_as_they_are(space, obs, features):
     assert torch.equal(encode(space, PolicyConfig(), obs), expected)
     body = make_body(space, PolicyConfig(), (), generator())
     assert torch.equal(body(obs), expected)
+    assert body(obs).dtype == torch.float32
     assert body.num_features == expected.shape[1]
     stacked = torch.stack([obs, obs], 1)
     stack = PolicyConfig(frame_stack=2)

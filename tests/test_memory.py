@@ -159,7 +159,8 @@ def test_attention_never_sees_rows_from_before_an_episode():
     state = in_the_middle(memory, 2)
     assert state[0, -1] == 2.0
     dirty = state.clone()
-    dirty[0, : (WINDOW - 1 - 2) * SIZE] = 1e6
+    unreal = (WINDOW - 1 - 2) * SIZE
+    dirty[0, :unreal] = 1e3 * normal(unreal)
     features = normal(6, FEATURES)
     for seen in (
         lambda state: stepped(memory, features, state)[0],
