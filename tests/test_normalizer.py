@@ -4,15 +4,26 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from known_policies import observations, trained_like
-from policy_setup import ACTIONS, PLANE, THREE
+from nested_spaces import batches
+from policy_setup import ACTIONS, IMAGE, PLANE, THREE
+from torch import nn
 
 from ppo.policies import (
     ObservationNormalizer,
     PolicyConfig,
+    TreeNormalizer,
+    make_normalizer,
     make_policy,
+)
+from ppo.trees import leaves
+
+BYTES = spaces.Box(0, 255, (4,), np.uint8)
+NESTED = spaces.Dict(
+    arm=spaces.Tuple([PLANE, IMAGE]), bytes=BYTES, goal=THREE, lights=spaces.MultiBinary(2)
 )
 
 
@@ -111,3 +122,75 @@ def test_the_normaliser_can_be_switched_off():
     policy.update_normalizer(obs + 50.0)
     assert torch.equal(policy.value(obs), before)
     assert not any(name.startswith("normalizer") for name in policy.state_dict())
+
+
+# --- nested observations
+
+
+def test_every_box_but_the_images_is_normalised_by_its_own_moments():
+    normalizer = make_normalizer(NESTED, PolicyConfig(observation_clip=1.5))
+    assert normalizer.paths == ("arm/0", "bytes")
+    alone = [ObservationNormalizer(space.shape, 1.5) for space in (PLANE, BYTES)]
+    for obs in batches(NESTED, 6, count=3):
+        normalizer.update(dict(reversed(obs.items())))
+        for single, leaf in zip(alone, (obs["arm"][0], obs["bytes"]), strict=True):
+            single.update(leaf)
+    (obs,) = batches(NESTED, 4, seed=1)
+    out = normalizer(obs)
+    assert torch.equal(out["arm"][0], alone[0](obs["arm"][0]))
+    assert torch.equal(out["bytes"], alone[1](obs["bytes"]))
+    assert out["arm"][1] is obs["arm"][1]
+    assert out["goal"] is obs["goal"]
+    assert out["lights"] is obs["lights"]
+    assert list(out) == list(obs)
+
+
+def test_what_needs_no_normalisation_passes_as_it_is():
+    off = PolicyConfig(normalize_observations=False)
+    for space, config in (
+        (IMAGE, PolicyConfig()),
+        (THREE, PolicyConfig()),
+        (PLANE, off),
+        (NESTED, off),
+        (spaces.Dict(a=THREE, b=IMAGE), PolicyConfig()),
+    ):
+        normalizer = make_normalizer(space, config)
+        assert type(normalizer) is nn.Identity
+        (obs,) = batches(space, 3)
+        assert all(map(torch.equal, leaves(normalizer(obs)), leaves(obs)))
+
+
+def test_a_single_box_has_a_normaliser_under_the_names_it_always_had():
+    normalizer = make_normalizer(PLANE, PolicyConfig(observation_clip=3.0))
+    assert type(normalizer) is ObservationNormalizer
+    assert normalizer.clip == 3.0
+    assert list(normalizer.state_dict()) == ["count", "mean", "var"]
+    as_numbers = PolicyConfig(encoders={"": {"kind": "flat"}})
+    assert type(make_normalizer(IMAGE, as_numbers)) is ObservationNormalizer
+
+
+@pytest.mark.parametrize("frames", [2, 3])
+def test_frames_are_normalised_alike_and_the_newest_counts(frames):
+    config = PolicyConfig(frame_stack=frames)
+    normalizer, alone = make_normalizer(NESTED, config), ObservationNormalizer((3,))
+    (stacked,) = batches(NESTED, 6, frames)
+    (single,) = batches(NESTED, 6, seed=1)
+    for obs, newest in ((stacked, stacked["arm"][0][:, -1]), (single, single["arm"][0])):
+        normalizer.update(obs)
+        alone.update(newest)
+    assert normalizer.normalizers[0].count == 12
+    out = normalizer(stacked)["arm"][0]
+    assert out.shape == (6, frames, 3)
+    for frame in range(frames):
+        assert torch.equal(out[:, frame], alone(stacked["arm"][0][:, frame]))
+
+
+def test_a_state_dict_carries_the_moments_of_every_leaf():
+    normalizer, twin = (make_normalizer(NESTED, PolicyConfig()) for _ in range(2))
+    assert isinstance(normalizer, TreeNormalizer)
+    (obs,) = batches(NESTED, 6)
+    normalizer.update(obs)
+    twin.load_state_dict(normalizer.state_dict())
+    assert len(normalizer.state_dict()) == 6
+    assert all(map(torch.equal, leaves(twin(obs)), leaves(normalizer(obs))))
+    assert not torch.equal(twin(obs)["arm"][0], obs["arm"][0])

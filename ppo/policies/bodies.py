@@ -62,6 +62,7 @@ class MLP(nn.Sequential):
         hidden_sizes: Width of each layer; empty for the identity.
         activation: A key of `ACTIVATIONS`.
         generator: Draws the initial weights; None leaves them on the `meta` device, without values.
+        layer_norm: Normalise the inputs of every activation (Ba et al. 2016).
     """
 
     def __init__(
@@ -70,15 +71,26 @@ class MLP(nn.Sequential):
         hidden_sizes: Sequence[int],
         activation: str,
         generator: torch.Generator | None,
+        layer_norm: bool = False,
     ) -> None:
         layers: list[nn.Module] = [nn.Flatten()]
         width = num_inputs
         for size in hidden_sizes:
             layers.append(orthogonal_linear(width, size, math.sqrt(2.0), generator))
+            if layer_norm:
+                layers.append(nn.LayerNorm(size, device=_device(generator)))
             layers.append(ACTIVATIONS[activation]())
             width = size
         super().__init__(*layers)
         self.num_features = width
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Features `[B, num_features]` of inputs `[B, ...]`; whole numbers become float32."""
+        inputs = inputs if inputs.is_floating_point() else inputs.float()
+        features = inputs.unsqueeze(-1) if inputs.ndim == 1 else inputs
+        for layer in self:
+            features = layer(features)
+        return features
 
 
 class NatureCNN(nn.Module):
@@ -94,6 +106,8 @@ class NatureCNN(nn.Module):
         num_features: Width of the output.
         precision: `"float32"`, or `"bfloat16"` to multiply in half precision (autocast).
         generator: As for `MLP`.
+        frames: Number of images in one input `[B, frames, *shape]`, whose channels are joined;
+            1 for inputs `[B, *shape]`.
     """
 
     def __init__(
@@ -102,9 +116,11 @@ class NatureCNN(nn.Module):
         generator: torch.Generator | None,
         num_features: int = 512,
         precision: Literal["float32", "bfloat16"] = "float32",
+        frames: int = 1,
     ) -> None:
         super().__init__()
         self._precision = precision
+        self._frames = frames
         self._has_channels = len(shape) == 3
         self._channels_last = self._has_channels and shape[-1] <= shape[0]
         if not self._has_channels:
@@ -115,10 +131,11 @@ class NatureCNN(nn.Module):
         if min(height, width) < 36:
             raise ValueError(
                 f"NatureCNN needs images of at least 36 x 36 pixels, got {height} x {width}; "
-                "resize them or flatten them with gymnasium.wrappers.FlattenObservation"
+                "resize them, encode them as 'flat' or 'mlp', or flatten them with "
+                "gymnasium.wrappers.FlattenObservation"
             )
         self.convolutions = nn.Sequential(
-            orthogonal_conv(channels, 32, 8, 4, generator),
+            orthogonal_conv(frames * channels, 32, 8, 4, generator),
             nn.ReLU(),
             orthogonal_conv(32, 64, 4, 2, generator),
             nn.ReLU(),
@@ -127,7 +144,7 @@ class NatureCNN(nn.Module):
             nn.Flatten(),
         )
         with torch.no_grad():
-            image = torch.zeros(1, *shape, device=_device(generator))
+            image = torch.zeros(1, frames * channels, height, width, device=_device(generator))
             flat = self.convolutions(image).shape[1]
         self.linear = nn.Sequential(
             orthogonal_linear(flat, num_features, math.sqrt(2.0), generator), nn.ReLU()
@@ -135,11 +152,13 @@ class NatureCNN(nn.Module):
         self.num_features = num_features
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Features `[B, num_features]` of images `[B, ...]`."""
+        """Features `[B, num_features]` of images `[B, ...]`, or `[B, frames, ...]`."""
         if not self._has_channels:
-            obs = obs.unsqueeze(1)
+            obs = obs.unsqueeze(-3)
         elif self._channels_last:
-            obs = obs.movedim(-1, 1)
+            obs = obs.movedim(-1, -3)
+        if self._frames > 1:
+            obs = obs.flatten(1, 2)  # [B, frames * C, H, W]
         pixels = obs.to(torch.float32, memory_format=torch.channels_last).div_(255.0)
         half = self._precision == "bfloat16"
         with torch.autocast(obs.device.type, torch.bfloat16, enabled=half):

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import gymnasium
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
+from ppo.policies.encoders import encoder_kind
+from ppo.policies.options import PolicyConfig
+from ppo.spaces import sub_spaces
 from ppo.statistics import RunningMoments
+from ppo.trees import leaves_with_paths, rebuild
 
-__all__ = ["ObservationNormalizer"]
+__all__ = ["ObservationNormalizer", "TreeNormalizer", "make_normalizer"]
 
 
 class ObservationNormalizer(nn.Module):
@@ -24,6 +31,8 @@ class ObservationNormalizer(nn.Module):
     Args:
         shape: Shape of one observation.
         clip: Bound `c` on the result, in standard deviations.
+        frame_stack: Number of frames that observations `[B, frame_stack, *shape]` consist of; 1 for
+            observations `[B, *shape]`. The moments are those of a single frame.
     """
 
     count: Tensor
@@ -32,9 +41,10 @@ class ObservationNormalizer(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, shape: tuple[int, ...], clip: float = 10.0) -> None:
+    def __init__(self, shape: tuple[int, ...], clip: float = 10.0, frame_stack: int = 1) -> None:
         super().__init__()
         self.clip = clip
+        self._stacked = frame_stack > 1
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
@@ -42,14 +52,21 @@ class ObservationNormalizer(nn.Module):
         self.register_buffer("scale", torch.ones(shape), persistent=False)
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Normalise observations `[B, *shape]`, float32."""
+        """Normalise observations `[B, *shape]`, or `[B, frame_stack, *shape]`; float32."""
         return ((obs - self.shift) * self.scale).clamp(-self.clip, self.clip)
 
     @torch.no_grad()
     def update(self, obs: Tensor) -> None:
-        """Fold observations `[B, *shape]` into the moments."""
+        """Fold observations into the moments.
+
+        Args:
+            obs: `[B, *shape]`, or `[B, frame_stack, *shape]`, of which the newest frame counts: the
+                others were the newest in other rows.
+        """
         if len(obs) == 0:
             return
+        if self._stacked and obs.ndim == self.mean.ndim + 2:
+            obs = obs[:, -1]
         moments = RunningMoments.from_moments(self.count, self.mean, self.var)
         moments.update(obs)
         self.count.copy_(moments.count)
@@ -64,3 +81,62 @@ class ObservationNormalizer(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._refresh()
+
+
+class TreeNormalizer(nn.Module):
+    """Normalises some of the leaves of a nested observation, each by its own moments.
+
+    Args:
+        normalizers: `ObservationNormalizer` by the path of its leaf.
+
+    Attributes:
+        paths: Paths of the leaves that are normalised.
+        normalizers: Their normalisers, in the same order.
+
+    Example:
+        >>> normalizer = TreeNormalizer({"speed": ObservationNormalizer((1,), clip=2.0)})
+        >>> normalizer({"speed": torch.tensor([[7.0]]), "at": torch.tensor([3])})
+        {'speed': tensor([[2.]]), 'at': tensor([3])}
+    """
+
+    def __init__(self, normalizers: Mapping[str, ObservationNormalizer]) -> None:
+        super().__init__()
+        self.paths = tuple(normalizers)
+        self.normalizers = nn.ModuleList(normalizers.values())
+
+    def forward(self, obs: Any) -> Any:
+        """The tree of leaves `[B, ...]`, some normalised; the others are the very same tensors."""
+        found = dict(leaves_with_paths(obs))
+        for path, normalizer in zip(self.paths, self.normalizers, strict=True):
+            found[path] = normalizer(found[path])
+        return rebuild(obs, list(found.values()))
+
+    def update(self, obs: Any) -> None:
+        """Fold a tree of leaves `[B, ...]` into the moments."""
+        found = dict(leaves_with_paths(obs))
+        for path, normalizer in zip(self.paths, self.normalizers, strict=True):
+            normalizer.update(found[path])  # type: ignore[operator]
+
+
+def make_normalizer(space: gymnasium.Space[Any], config: PolicyConfig) -> nn.Module:
+    """Build the normaliser of observations: of every Box that no image encoder is to see.
+
+    Args:
+        space: Of one observation, nested or not.
+        config: Its `normalize_observations`, `observation_clip`, `encoders` and `frame_stack`.
+
+    Returns:
+        A `TreeNormalizer` for nested observations, an `ObservationNormalizer` for a single Box,
+        `nn.Identity` where nothing is to be normalised.
+    """
+    tree = sub_spaces(space)
+    normalizers = {
+        path: ObservationNormalizer(leaf.shape, config.observation_clip, config.frame_stack)
+        for path, leaf in leaves_with_paths(tree)
+        if config.normalize_observations
+        and isinstance(leaf, spaces.Box)
+        and encoder_kind(path, leaf, config.encoder(path)) != "cnn"
+    }
+    if not normalizers:
+        return nn.Identity()
+    return TreeNormalizer(normalizers) if isinstance(tree, dict | tuple) else normalizers[""]
