@@ -19,7 +19,16 @@ from ppo.advantages import (
 from ppo.agent import PPOAgent
 from ppo.collector import RolloutCollector
 from ppo.config import PPOConfig
-from ppo.distributions import Categorical, DiagonalGaussian
+from ppo.distributions import (
+    GSDE,
+    Bernoulli,
+    Beta,
+    Categorical,
+    DiagonalGaussian,
+    Joint,
+    MultiCategorical,
+    SquashedGaussian,
+)
 from ppo.errors import PPOError
 from ppo.evaluation import EvaluationResult, evaluate
 from ppo.losses import PPOLoss, approximate_kl, explained_variance, ppo_loss
@@ -30,16 +39,21 @@ from ppo.schedules import Constant, Linear, Schedule
 from ppo.statistics import RewardScaler
 
 __all__ = [
+    "GSDE",
     "ActorCritic",
     "AdvantageEstimate",
     "Batch",
+    "Bernoulli",
+    "Beta",
     "Categorical",
     "Constant",
     "DiagonalGaussian",
     "Episode",
     "Evaluation",
     "EvaluationResult",
+    "Joint",
     "Linear",
+    "MultiCategorical",
     "PPOAgent",
     "PPOConfig",
     "PPOError",
@@ -51,6 +65,7 @@ __all__ = [
     "Rollout",
     "RolloutCollector",
     "Schedule",
+    "SquashedGaussian",
     "__version__",
     "approximate_kl",
     "discounted_returns",

@@ -193,7 +193,7 @@ def test_an_unsupported_observation_space_is_refused(space):
 
 @pytest.mark.parametrize(
     "space",
-    [spaces.MultiBinary(3), spaces.Tuple((THREE,)), spaces.Box(0, 5, (2,), np.int64)],
+    [spaces.Text(3), spaces.Sequence(THREE), spaces.Box(0, 5, (2,), np.int64)],
     ids=str,
 )
 def test_an_unsupported_action_space_is_refused(space):

@@ -112,7 +112,7 @@ class ActorCritic(nn.Module):
         """
         distribution = self.distribution(obs)
         if deterministic:
-            actions = distribution.mode()
+            actions: Tensor = distribution.mode()
         else:
             if noise is None:
                 noise = self._noise_from(generator, len(obs)).to(obs.device)

@@ -114,6 +114,8 @@ def snapshot(
     """Copy an actor into NumPy, or return None where it is not small and plain."""
     if type(body) is not MLP or type(head) not in (CategoricalHead, GaussianHead):
         return None
+    if isinstance(head, GaussianHead) and head.state_dependent:
+        return None
     flatten, *hidden = body.children()
     linears, activations = [*hidden[::2], head.linear], {type(layer) for layer in hidden[1::2]}
     if type(flatten) is not nn.Flatten or len(hidden) % 2:
