@@ -1,4 +1,6 @@
 import json
+from collections import OrderedDict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,21 +11,34 @@ from hypothesis.extra import numpy as npst
 
 from ppo.errors import PPOError, SpaceError
 from ppo.spaces import (
+    ActionMasks,
+    ObservationLayout,
     check_observation_space,
+    check_policy_spaces,
     is_image,
     make_action_adapter,
     observation_dtype,
     space_from_dict,
     space_to_dict,
+    sub_spaces,
 )
+from ppo.trees import leaves, leaves_with_paths, map_tree
 
 UNSUPPORTED = [
-    spaces.Dict({"a": spaces.Discrete(2)}),
-    spaces.Tuple((spaces.Discrete(2),)),
-    spaces.MultiBinary(3),
-    spaces.MultiDiscrete([2, 3]),
     spaces.Text(5),
+    spaces.Sequence(spaces.Discrete(2)),
+    spaces.Graph(spaces.Discrete(2), None),
+    spaces.OneOf((spaces.Discrete(2),)),
 ]
+NESTED = spaces.Dict(
+    {
+        "arm": spaces.Dict(
+            {"joints": spaces.Box(-1.0, 1.0, (2, 3)), "touch": spaces.MultiBinary((2, 2))}
+        ),
+        "go": spaces.Tuple((spaces.Discrete(3, start=5), spaces.MultiDiscrete([[2, 3], [4, 2]]))),
+        "here": spaces.Box(0.0, 1.0, ()),
+    }
+)
 
 
 def box(low, high, shape=(2,), dtype=np.float32):
@@ -33,10 +48,86 @@ def box(low, high, shape=(2,), dtype=np.float32):
 # --- observations
 
 
-@pytest.mark.parametrize("space", [*UNSUPPORTED, spaces.Discrete(3)], ids=str)
-def test_an_unsupported_observation_space_is_named_with_a_remedy(space):
-    with pytest.raises(SpaceError, match=rf"got {type(space).__name__}, wanted Box; .*wrap"):
+@pytest.mark.parametrize("space", UNSUPPORTED, ids=str)
+def test_an_unsupported_observation_space_is_named_with_its_place_and_a_remedy(space):
+    with pytest.raises(SpaceError, match=rf"got {type(space).__name__}, wanted Box.*; wrap"):
         check_observation_space(space)
+    nested = spaces.Dict({"a": spaces.Tuple((spaces.Discrete(2), space))})
+    with pytest.raises(SpaceError, match=r"at 'a/1' is not supported"):
+        check_observation_space(nested)
+
+
+@pytest.mark.parametrize("space", [spaces.Dict({}), spaces.Tuple(())], ids=str)
+def test_an_empty_observation_is_refused(space):
+    with pytest.raises(SpaceError, match="nothing to observe"):
+        check_observation_space(space)
+
+
+def test_a_nested_observation_is_stored_leaf_by_leaf():
+    layout = ObservationLayout(check_observation_space(NESTED))
+    dtypes = {path: leaf.dtype for path, leaf in leaves_with_paths(layout.leaves)}
+    assert dtypes == {
+        "arm/joints": np.float32,
+        "arm/touch": np.int8,
+        "go/0": np.int64,
+        "go/1": np.int64,
+        "here": np.float32,
+    }
+    arrays = layout.empty(4, 3)
+    NESTED.seed(0)
+    obs = NESTED.sample()
+    layout.write(arrays, (1, 2), obs)
+    assert arrays["go"][0][1, 2] == obs["go"][0] - 5, "classes are counted from 0"
+    np.testing.assert_array_equal(arrays["arm"]["joints"][1, 2], obs["arm"]["joints"])
+    np.testing.assert_array_equal(arrays["go"][1][1, 2], obs["go"][1])
+    copy = layout.copy(obs)
+    obs["arm"]["joints"][:] = 7.0
+    assert not (copy["arm"]["joints"] == 7.0).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda obs: obs.pop("here"), "keys"),
+        (lambda obs: obs.update(there=1), "keys"),
+        (lambda obs: obs.update(go=(5,)), "tuple of 2"),
+        (lambda obs: obs.update(arm=3), "keys"),
+        (lambda obs: obs["arm"].update(joints=np.zeros(6)), r"\(6,\).*\(2, 3\)"),
+    ],
+)
+def test_an_observation_of_another_structure_is_refused(change, words):
+    layout = ObservationLayout(NESTED)
+    obs = NESTED.sample()
+    change(obs)
+    with pytest.raises(ValueError, match=words):
+        layout.copy(obs)
+    with pytest.raises(ValueError, match=words):
+        layout.as_batch(obs)
+
+
+def test_one_nested_observation_is_told_from_a_batch():
+    layout = ObservationLayout(NESTED)
+    one = NESTED.sample()
+    rows, single = layout.as_batch(one)
+    assert single
+    assert {len(leaf) for leaf in leaves(rows)} == {1}
+    several, single = layout.as_batch(map_tree(lambda leaf: np.stack([leaf] * 3), one))
+    assert not single
+    assert {len(leaf) for leaf in leaves(several)} == {3}
+    assert several["go"][0].tolist() == [one["go"][0] - 5] * 3
+    broken = {**one, "here": np.zeros(2, np.float32)}
+    with pytest.raises(ValueError, match="shape"):
+        layout.as_batch(broken)
+
+
+def test_spaces_whose_leaves_lie_in_another_order_are_told_apart():
+    class Built:
+        observation_space = spaces.Dict(OrderedDict(a=spaces.Discrete(2), b=spaces.Discrete(2)))
+
+    turned = spaces.Dict(OrderedDict(b=spaces.Discrete(2), a=spaces.Discrete(2)))
+    check_policy_spaces(Built(), Built.observation_space, spaces.Discrete(2))
+    with pytest.raises(SpaceError, match="built for observation_space"):
+        check_policy_spaces(Built(), turned, spaces.Discrete(2))
 
 
 def test_a_box_of_any_type_can_be_observed():
@@ -131,6 +222,88 @@ def test_an_unsupported_action_space_is_named_with_a_remedy(space):
         make_action_adapter(space)
 
 
+def test_a_nested_action_has_exactly_the_types_that_its_space_declares():
+    adapter = make_action_adapter(NESTED)
+    raw = map_tree(lambda leaf: np.ones((3, *leaf.shape), leaf.dtype), adapter.leaves)
+    rows = adapter.rows(adapter(raw))
+    assert len(rows) == 3
+    for action in rows:
+        assert NESTED.contains(action)
+        assert action["go"][0] == 6
+        assert type(action["here"]) is np.ndarray
+        for space, leaf in zip(leaves(sub_spaces(NESTED)), leaves(action), strict=True):
+            assert leaf.dtype == space.dtype
+
+
+def test_squashed_actions_reach_their_bounds_and_never_leave_them():
+    space = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([-1.0, 5.0], np.float32))
+    actions = make_action_adapter(space, squash=True)(np.array([[-99.0, 99.0], [0.0, 0.0]]))
+    np.testing.assert_array_equal(actions, np.array([[-2.0, 5.0], [-1.5, 2.5]], np.float32))
+
+
+# --- masks
+
+
+@pytest.mark.parametrize(
+    ("space", "mask", "flat"),
+    [
+        (spaces.Discrete(3), np.array([1, 0, 1], np.int8), [1, 0, 1]),
+        (spaces.Discrete(3, start=4), [True, False, False], [1, 0, 0]),
+        (spaces.MultiDiscrete([2, 3]), (np.array([0, 1]), np.array([1, 1, 0])), [0, 1, 1, 1, 0]),
+        (spaces.MultiDiscrete([2, 3]), np.array([0, 1, 1, 1, 0]), [0, 1, 1, 1, 0]),
+        (
+            spaces.MultiDiscrete([[2], [2]]),
+            ((np.array([0, 1]),), (np.array([1, 0]),)),
+            [0, 1, 1, 0],
+        ),
+        (spaces.MultiBinary(2), np.array([[1, 0], [1, 1]]), [1, 0, 1, 1]),
+        (spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Box(0, 1)}), {"a": [0, 1]}, [0, 1]),
+        (
+            spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Discrete(2)}),
+            {"b": [0, 1]},
+            [1, 1, 0, 1],
+        ),
+        (spaces.Tuple((spaces.Discrete(2), spaces.Box(0, 1))), ([1, 0], None), [1, 0]),
+        (
+            spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2))),
+            np.array([1, 0, 0, 1]),
+            [1, 0, 0, 1],
+        ),
+        (spaces.Box(0, 1), None, []),
+    ],
+    ids=str,
+)
+def test_a_mask_is_read_in_every_form_it_comes_in(space, mask, flat):
+    masks = ActionMasks(space)
+    assert masks.size == len(flat)
+    assert masks.read(mask).tolist() == [bool(x) for x in flat]
+
+
+@pytest.mark.parametrize(
+    ("space", "mask", "words"),
+    [
+        (spaces.Discrete(3), [0, 0, 0], "no legal action"),
+        (spaces.MultiDiscrete([2, 2]), [1, 1, 0, 0], "no legal action"),
+        (spaces.MultiBinary(2), [[1, 1], [0, 0]], "no legal action"),
+        (spaces.Discrete(3), [1, 1], "2 entries .* wanted 3"),
+        (spaces.Dict({"a": spaces.Discrete(2)}), {"b": [1, 1]}, "keys of"),
+        (spaces.Tuple((spaces.Discrete(2),)), ([1, 1], [1, 1]), "must have 1 items"),
+    ],
+    ids=str,
+)
+def test_a_mask_that_does_not_fit_or_leaves_nothing_is_refused(space, mask, words):
+    with pytest.raises(ValueError, match=words):
+        ActionMasks(space).read(mask)
+
+
+def test_a_mask_among_the_observations_is_found_by_its_key_and_size():
+    masks = ActionMasks(spaces.Discrete(3))
+    assert masks.lie_in(spaces.Dict({"x": spaces.Box(0, 1), "action_mask": spaces.MultiBinary(3)}))
+    assert not masks.lie_in(spaces.Dict({"action_mask": spaces.MultiBinary(4)}))
+    assert not masks.lie_in(spaces.MultiBinary(3))
+    assert not ActionMasks(spaces.Box(0, 1)).lie_in(spaces.Dict({"action_mask": spaces.Box(0, 1)}))
+
+
 # --- JSON
 
 lows = st.floats(-1e6, 0.0, width=32) | st.just(-np.inf)
@@ -150,19 +323,36 @@ def boxes(draw):
     return spaces.Box(low, high, shape, dtype)
 
 
-@given(
-    boxes()
-    | st.builds(
-        lambda n, start, dtype: spaces.Discrete(n, start=start, dtype=dtype),
-        st.integers(1, 10**6),
-        st.integers(-100, 100),
-        st.sampled_from([np.int64, np.int32]),
-    )
+discretes = st.builds(
+    lambda n, start, dtype: spaces.Discrete(n, start=start, dtype=dtype),
+    st.integers(1, 10**6),
+    st.integers(-100, 100),
+    st.sampled_from([np.int64, np.int32]),
 )
+multi_discretes = st.builds(
+    lambda shape, start: spaces.MultiDiscrete(np.full(shape, 3), start=np.full(shape, start)),
+    npst.array_shapes(max_dims=3, max_side=3),
+    st.integers(-5, 5),
+)
+multi_binaries = st.builds(spaces.MultiBinary, npst.array_shapes(max_dims=3, max_side=3))
+nested = st.recursive(
+    boxes() | discretes | multi_discretes | multi_binaries,
+    lambda inner: (
+        st.dictionaries(st.text(max_size=3), inner, min_size=1, max_size=3).map(
+            lambda items: spaces.Dict(OrderedDict(items))
+        )
+        | st.lists(inner, min_size=1, max_size=3).map(spaces.Tuple)
+    ),
+    max_leaves=4,
+)
+
+
+@given(nested)
 def test_a_space_survives_json(space):
     text = json.dumps(space_to_dict(space), allow_nan=False)
     twin = space_from_dict(json.loads(text))
     assert twin == space
+    check_policy_spaces(SimpleNamespace(observation_space=twin), space, space)
     assert twin.dtype == space.dtype
     if isinstance(space, spaces.Box):
         np.testing.assert_array_equal(twin.low, space.low)
@@ -177,6 +367,13 @@ def test_an_unsupported_space_cannot_be_described(space):
 
 GOOD_BOX = {"type": "Box", "low": -1.0, "high": 1.0, "shape": [2], "dtype": "float32"}
 GOOD_DISCRETE = {"type": "Discrete", "n": 3, "start": 0}
+
+
+def deep(levels):
+    space = GOOD_DISCRETE
+    for _ in range(levels):
+        space = {"type": "Tuple", "spaces": [space]}
+    return space
 
 
 def changed(good, **changes):
@@ -212,6 +409,14 @@ def changed(good, **changes):
         changed(GOOD_DISCRETE, n=float("inf")),
         changed(GOOD_DISCRETE, start=[]),
         {"type": "Discrete", "n": 3},
+        {"type": "MultiDiscrete", "nvec": [2, 3], "start": [0], "dtype": "int64"},
+        {"type": "MultiDiscrete", "nvec": 2, "start": 0, "dtype": "int64"},
+        {"type": "MultiDiscrete", "nvec": [0, 2], "start": [0, 0], "dtype": "int64"},
+        {"type": "MultiBinary", "shape": [10**13]},
+        {"type": "Dict", "spaces": {"a": 1}},
+        {"type": "Dict", "spaces": [["a", GOOD_DISCRETE], ["a", GOOD_DISCRETE]]},
+        {"type": "Tuple", "spaces": [GOOD_BOX, {}]},
+        deep(80),
         [],
         "Box",
     ],

@@ -1,4 +1,4 @@
-"""The default policy: normaliser, bodies and heads, and `make_policy` that assembles them."""
+"""The default policy: normaliser, bodies, memories and heads, and `make_policy` joins them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,25 @@ from torch import Tensor, nn
 
 from ppo.distributions import Distribution
 from ppo.errors import SpaceError
-from ppo.policies.bodies import MLP, NatureCNN, orthogonal_linear
+from ppo.policies.bodies import orthogonal_linear
+from ppo.policies.encoders import make_body
 from ppo.policies.heads import make_action_head
-from ppo.policies.normalizer import ObservationNormalizer
+from ppo.policies.memory import make_memory
+from ppo.policies.normalizer import ObservationNormalizer, TreeNormalizer, make_normalizer
 from ppo.policies.options import PolicyConfig
 from ppo.policies.protocol import Actor, Evaluation
 from ppo.policies.snapshot import snapshot
-from ppo.spaces import check_observation_space, is_image
+from ppo.sequences import Sequences
+from ppo.spaces import (
+    MASK_KEY,
+    ActionMasks,
+    ObservationLayout,
+    Space,
+    check_observation_space,
+    make_action_adapter,
+    sub_spaces,
+)
+from ppo.trees import leaves_with_paths, map_tree
 
 __all__ = ["ActorCritic", "blank_policy", "make_policy"]
 
@@ -28,12 +40,22 @@ class ActorCritic(nn.Module):
     """Actor and critic over one observation, with separate or shared bodies.
 
     Usually made by `make_policy`. Observations go in raw: normalisation is part of the module.
+    Its parts compose: whatever encodes the observation (`actor_body`, `critic_body`), an optional
+    memory behind each body, and a head for the actions.
 
     Args:
-        observation_space: Box, vector or image.
-        action_space: Discrete or Box.
+        observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of them.
+        action_space: As the observation's.
         config: Sizes and options.
         generator: Draws the initial weights; None leaves them on the `meta` device, without values.
+
+    Attributes:
+        observation_space: What it was built for.
+        action_space: What it was built for.
+        state_size: Numbers in its memory, of actor and critic together; 0 without.
+        memory_steps: Steps the gradient flows back through the memory.
+        frame_stack: Latest observations it sees at once.
+        squashed: Its Box actions are from before a tanh.
     """
 
     def __init__(
@@ -44,107 +66,185 @@ class ActorCritic(nn.Module):
         generator: torch.Generator | None,
     ) -> None:
         super().__init__()
-        space = check_observation_space(observation_space)
-        image = is_image(space)
-        self.normalizer: nn.Module = (
-            ObservationNormalizer(space.shape, config.observation_clip)
-            if config.normalize_observations and not image
-            else nn.Identity()
-        )
-
-        def make_body() -> nn.Module:
-            sizes, activation = config.hidden_sizes, config.activation
-            if not image:
-                return MLP(math.prod(space.shape), sizes, activation, generator)
-            encoder = NatureCNN(space.shape, generator, config.cnn_features, config.precision)
-            if not sizes:
-                return encoder
-            mlp = MLP(encoder.num_features, sizes, activation, generator)
-            return nn.Sequential(encoder, mlp)
-
-        width = config.hidden_sizes[-1] if config.hidden_sizes else math.prod(space.shape)
-        if image and not config.hidden_sizes:
-            width = config.cnn_features
-        self.shared = config.shared
-        self.actor_body = make_body()
-        self.action_head = make_action_head(action_space, width, config, generator)
-        self.critic_body = self.actor_body if config.shared else make_body()
-        self.value_head = orthogonal_linear(width, 1, 1.0, generator)
+        check_observation_space(observation_space)
         self.observation_space = observation_space
         self.action_space = action_space
-        self._image = image
-        self._vector_actions = isinstance(action_space, gymnasium.spaces.Box)
+        self.shared = config.shared
+        self.frame_stack = config.frame_stack
+        self.memory_steps = config.memory_steps
+        self._layout = ObservationLayout(observation_space).leaves
+        self._raw_actions = make_action_adapter(action_space).leaves
+        masks = ActionMasks(action_space)
+        self._mask_in_obs = masks.lie_in(observation_space)
+        hidden = (MASK_KEY,) if self._mask_in_obs else ()  # a mask is no feature
+        unseen = (*hidden, *config.critic_only)
+        self.normalizer = make_normalizer(observation_space, config)
+        sizes = config.hidden_sizes
+        critic_sizes = sizes if config.critic_hidden_sizes is None else config.critic_hidden_sizes
 
-    def _features(self, obs: Tensor) -> Tensor:
-        if obs.shape[1:] != self.observation_space.shape:
-            raise SpaceError(
-                f"obs must be [B, ...] with rows of shape {self.observation_space.shape}, "
-                f"got {tuple(obs.shape)}"
+        def remember(width: int) -> Any:
+            if config.memory is None:
+                return None
+            return make_memory(config.memory, width, config.memory_size, generator)
+
+        self.actor_body = make_body(observation_space, config, sizes, generator, skip=unseen)
+        width = self.actor_body.num_features
+        self.actor_memory = remember(width)
+        width = config.memory_size if config.memory else width
+        self.action_head = make_action_head(action_space, width, config, generator)
+        self.critic_body, self.critic_memory = self.actor_body, self.actor_memory
+        if not config.shared:
+            self.critic_body = make_body(
+                observation_space, config, critic_sizes, generator, skip=hidden
             )
-        # Images stay uint8 until the encoder.
-        features: Tensor = obs if self._image else self.normalizer(obs.float())
-        return features.unsqueeze(-1) if features.ndim == 1 else features
+            width = self.critic_body.num_features
+            self.critic_memory = remember(width)
+            width = config.memory_size if config.memory else width
+        self.value_head = orthogonal_linear(width, 1, 1.0, generator)
+        self.squashed = self.action_head.squashed
+        sizes_of_memory = [] if self.actor_memory is None else [self.actor_memory.state_size]
+        if self.critic_memory is not None and not config.shared:
+            sizes_of_memory.append(self.critic_memory.state_size)
+        self.state_size = sum(sizes_of_memory)
+        self._state_sizes = sizes_of_memory
 
-    def distribution(self, obs: Tensor) -> Distribution:
-        """Distribution over raw actions for observations `[B, ...]`."""
-        distribution: Distribution = self.action_head(self.actor_body(self._features(obs)))
+    def _features(self, obs: Any) -> Any:
+        """Observations as the bodies take them: checked, and normalised."""
+        stacked = (self.frame_stack,) if self.frame_stack > 1 else ()
+        pairs = map_tree(lambda leaf, tensor: [leaf, tensor], self._layout, obs)
+        for path, (leaf, tensor) in leaves_with_paths(pairs):
+            if tensor.shape[1:] != (*stacked, *leaf.shape):
+                raise SpaceError(
+                    f"obs{f' at {path!r}' if path else ''} must be [B, ...] with rows of shape "
+                    f"{(*stacked, *leaf.shape)}, got {tuple(tensor.shape)}"
+                )
+        # Whatever type numbers come in; bytes and classes are the encoders'.
+        floats = map_tree(lambda leaf: leaf.float() if leaf.is_floating_point() else leaf, obs)
+        return self.normalizer(floats)
+
+    def _mask(self, obs: Any, action_mask: Tensor | None) -> Tensor | None:
+        """The mask that was given, or the one in the observation, bool `[B, M]`."""
+        if action_mask is None and self._mask_in_obs:
+            found = obs[MASK_KEY][:, -1] if self.frame_stack > 1 else obs[MASK_KEY]
+            action_mask = found.flatten(1) != 0
+        return action_mask
+
+    def distribution(
+        self, obs: Any, *, action_mask: Tensor | None = None, state: Tensor | None = None
+    ) -> Distribution:
+        """Distribution over raw actions for observations `[B, ...]`.
+
+        Args:
+            obs: Raw observations.
+            action_mask: Legal actions `[B, M]`; None: all, or as the observation says.
+            state: Memory `[B, K]`; None at the beginning of episodes.
+        """
+        features = self.actor_body(self._features(obs))
+        if self.actor_memory is not None:
+            features, _ = self.actor_memory.step(features, self._states(state, len(features))[0])
+        distribution: Distribution = self.action_head(features, self._mask(obs, action_mask))
         return distribution
+
+    def _states(self, state: Tensor | None, num_rows: int) -> list[Tensor]:
+        """Memories of actor and critic, `[B, K]` each; the same one if they share it."""
+        if state is None:
+            state = torch.zeros(num_rows, self.state_size, device=self.value_head.weight.device)
+        parts = list(state.split(self._state_sizes, -1))
+        return parts if len(parts) == 2 else [*parts, *parts]
 
     @torch.no_grad()
     def act(
         self,
-        obs: Tensor,
+        obs: Any,
         *,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         deterministic: bool = False,
-    ) -> Tensor:
+        action_mask: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> Any:
         """Raw actions `[B, ...]` for observations `[B, ...]`.
 
         Args:
-            obs: Raw observations `[B, ...]`.
+            obs: Raw observations `[B, ...]`, a tree of tensors for a nested space.
             noise: Noise from `draw_noise`, one row per observation, `[B, k]`.
             generator: CPU generator to seed such noise from, where none is given.
             deterministic: Take the mode of the distribution; no randomness is used.
+            action_mask: Legal actions `[B, M]`; None: all, or as the observation says.
+            state: Memory `[B, K]`; None at the beginning of episodes.
 
         Returns:
-            Classes `[B]` for Discrete, unclipped vectors `[B, ...]` for Box.
+            Classes for Discrete, unclipped vectors for Box, trees of them for Dict and Tuple; with
+            a memory, a pair of these and the new memory `[B, K]`.
         """
-        distribution = self.distribution(obs)
+        normalized = self._features(obs)
+        features = self.actor_body(normalized)
+        memory: list[Tensor] = []
+        if self.actor_memory is not None:
+            before = self._states(state, len(features))
+            features, after = self.actor_memory.step(features, before[0])
+            memory.append(after)
+            if not self.shared:
+                _, after = self.critic_memory.step(self.critic_body(normalized), before[1])
+                memory.append(after)
+        distribution: Distribution = self.action_head(features, self._mask(obs, action_mask))
         if deterministic:
-            actions: Tensor = distribution.mode()
+            flat = distribution.mode()
         else:
             if noise is None:
-                noise = self._noise_from(generator, len(obs)).to(obs.device)
-            actions = distribution.sample(noise)
-        return actions.reshape(len(obs), *(self.action_space.shape or ()))
+                noise = self._noise_from(generator, len(features)).to(features.device)
+            flat = distribution.sample(noise)
+        actions = map_tree(
+            lambda leaf, tensor: tensor.reshape(len(tensor), *leaf.shape), self._raw_actions, flat
+        )
+        return (actions, torch.cat(memory, -1)) if memory else actions
 
     def _noise_from(self, generator: torch.Generator | None, num_rows: int) -> Tensor:
         seed = int(torch.randint(2**62, (), generator=generator))
         return torch.from_numpy(self.draw_noise(np.random.default_rng(seed), num_rows))
 
-    def evaluate(self, obs: Tensor, actions: Tensor) -> Evaluation:
+    def evaluate(
+        self,
+        obs: Any,
+        actions: Any,
+        *,
+        action_masks: Tensor | None = None,
+        sequences: Sequences | None = None,
+    ) -> Evaluation:
         """Log-probabilities, entropies and values `[B]` of given observations and actions.
 
         Args:
             obs: Raw observations `[B, ...]`.
             actions: Raw actions `[B, ...]`, as returned by `act`.
+            action_masks: Legal actions `[B, M]`; None: all, or as the observation says.
+            sequences: With a memory: which rows follow one another; None: each begins an episode.
         """
-        features = self._features(obs)
-        actor_features = self.actor_body(features)
-        critic_features = actor_features if self.shared else self.critic_body(features)
-        distribution: Distribution = self.action_head(actor_features)
-        if self._vector_actions:
-            actions = actions.reshape(len(actions), math.prod(self.action_space.shape or ()))
+        normalized = self._features(obs)
+        actor = self.actor_body(normalized)
+        critic = actor if self.shared else self.critic_body(normalized)
+        if self.actor_memory is not None:
+            count = len(actor)
+            lengths = (1,) * count if sequences is None else sequences.lengths
+            states = self._states(None if sequences is None else sequences.states, count)
+            actor = self.actor_memory.replay(actor, Sequences(lengths, states[0]))
+            if self.shared:
+                critic = actor
+            else:
+                critic = self.critic_memory.replay(critic, Sequences(lengths, states[1]))
+        distribution: Distribution = self.action_head(actor, self._mask(obs, action_masks))
+        flat = map_tree(_flat, sub_spaces(self.action_space), actions)
         return Evaluation(
-            distribution.log_prob(actions),
+            distribution.log_prob(flat),
             distribution.entropy(),
-            self.value_head(critic_features).squeeze(-1),
+            self.value_head(critic).squeeze(-1),
         )
 
-    def value(self, obs: Tensor) -> Tensor:
-        """State values `[B]`."""
-        values: Tensor = self.value_head(self.critic_body(self._features(obs))).squeeze(-1)
+    def value(self, obs: Any, *, state: Tensor | None = None) -> Tensor:
+        """State values `[B]` of observations `[B, ...]`, with the memory `[B, K]` before them."""
+        features = self.critic_body(self._features(obs))
+        if self.critic_memory is not None:
+            features, _ = self.critic_memory.step(features, self._states(state, len(features))[1])
+        values: Tensor = self.value_head(features).squeeze(-1)
         return values
 
     def draw_noise(self, rng: np.random.Generator, num_steps: int) -> np.ndarray:
@@ -153,23 +253,37 @@ class ActorCritic(nn.Module):
 
     def snapshot(self) -> Actor | None:
         """A NumPy copy of the actor for worker processes, or None where torch should act."""
-        if type(self) is not ActorCritic:
-            return None  # its methods may say anything
-        shape = (self.action_space.shape or ()) if self._vector_actions else ()
+        # The methods of a subclass may say anything.
+        if type(self) is not ActorCritic or self.frame_stack > 1 or self.state_size:
+            return None
+        box = isinstance(self.action_space, gymnasium.spaces.Box)
+        shape = (self.action_space.shape or ()) if box else ()
         return snapshot(self.normalizer, self.actor_body, self.action_head, shape)
 
-    def update_normalizer(self, obs: Tensor) -> None:
+    def update_normalizer(self, obs: Any) -> None:
         """Fold raw observations `[B, ...]` into the running moments, if there are any."""
-        if isinstance(self.normalizer, ObservationNormalizer):
+        if isinstance(self.normalizer, ObservationNormalizer | TreeNormalizer):
             self.normalizer.update(obs)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by network: `actor` and `critic`, or `policy` where they share a body."""
         if self.shared:
             return {"policy": list(self.parameters())}
-        actor = [*self.actor_body.parameters(), *self.action_head.parameters()]
-        critic = [*self.critic_body.parameters(), *self.value_head.parameters()]
-        return {"actor": actor, "critic": critic}
+        parts = {
+            "actor": (self.actor_body, self.actor_memory, self.action_head),
+            "critic": (self.critic_body, self.critic_memory, self.value_head),
+        }
+        return {
+            name: [p for module in modules if module is not None for p in module.parameters()]
+            for name, modules in parts.items()
+        }
+
+
+def _flat(space: Space, actions: Tensor) -> Tensor:
+    """Actions of one leaf as its distribution takes them: `[B]` for Discrete, else `[B, d]`."""
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return actions
+    return actions.reshape(len(actions), math.prod(space.shape or ()))
 
 
 def make_policy(
@@ -182,8 +296,10 @@ def make_policy(
     """Build the default policy for a pair of spaces.
 
     Args:
-        observation_space: Box: a vector of any shape, or a uint8 image.
-        action_space: Discrete, or Box of floating type.
+        observation_space: Box (vectors of any shape, uint8 images), Discrete, MultiDiscrete,
+            MultiBinary, or a Dict or Tuple of these, nested to any depth.
+        action_space: Discrete, MultiDiscrete, MultiBinary, Box of floating type, or a Dict or Tuple
+            of these, nested to any depth.
         config: Sizes and options.
         seed: Seeds the initial weights; no global generator is used.
 

@@ -15,7 +15,7 @@ from ppo.spaces.leaf import Space
 __all__ = ["space_from_dict", "space_to_dict"]
 
 _MOST_ELEMENTS = 2**26  # of one observation; a damaged file must not fill the memory
-_MOST_LEVELS = 50
+_MOST_LEVELS = 30
 
 
 def _bound_to_json(bound: np.ndarray) -> Any:
