@@ -88,7 +88,8 @@ class PolicyCalls:
         self._names = tuple(arrays)
         results = self._act(*leaves(self._obs), *arrays.values())
         if self.remembers:
-            self.state.memory = results.pop().copy()
+            *results, memory = results
+            self.state.memory = memory.copy()
         return rebuild(self._actions, results)
 
     def ended(self, ended: np.ndarray) -> None:

@@ -97,10 +97,11 @@ def _build(data: Mapping[str, Any], levels: int) -> Space:
         return spaces.MultiBinary(_shape(data))
     if kind == "Box":
         shape, dtype = _shape(data), np.dtype(data["dtype"])
-        low, high = (
-            np.broadcast_to(np.asarray(data[key], dtype=np.float64), shape).astype(dtype)
-            for key in ("low", "high")
-        )
+        with np.errstate(over="ignore", invalid="ignore"):  # too large for the type: no bound
+            low, high = (
+                np.broadcast_to(np.asarray(data[key], dtype=np.float64), shape).astype(dtype)
+                for key in ("low", "high")
+            )
         return spaces.Box(low, high, shape, dtype.type)
     if kind == "Dict":
         named = {str(key): _build(item, levels - 1) for key, item in data["spaces"]}
