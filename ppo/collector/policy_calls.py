@@ -1,4 +1,4 @@
-"""What a collector asks of a policy in this process: to act, and to evaluate a whole rollout.
+"""What a collector asks of a policy in this process: to act, step after step.
 
 A step of light environments takes less time than torch needs to choose their actions, nearly all
 of it between its operations. Acting is therefore recorded where it can be repeated.
@@ -6,7 +6,6 @@ of it between its operations. Acting is therefore recorded where it can be repea
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ppo.errors import SpaceError
-from ppo.policies.protocol import Evaluation, takes
+from ppo.policies.protocol import takes
 from ppo.policies.state import PolicyState, frame_stack_of, state_size_of
 from ppo.recording import Fingerprint, RecordedCall
-from ppo.rollout import Batch
 from ppo.trees import leaves, rebuild
 
 __all__ = ["PolicyCalls"]
-
-_NUMBERS_AT_ONCE = 2**23  # of observations; what is inside of a policy may be many times as much
 
 
 class PolicyCalls:
@@ -106,37 +102,6 @@ class PolicyCalls:
             return (*leaves(actions), state)
         return tuple(leaves(result))
 
-    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and values `[B]` of the rows of a batch.
-
-        By the policy itself, in parts: a recording would give the same up to rounding, and the
-        first ratio of a rollout is to be 1 for whoever evaluates it again.
-        """
-        parts = [
-            Evaluation(*self.policy.evaluate(part.obs, part.actions, **self._context(part)))
-            for part in batch.parts(_rows_at_once(batch.obs))
-        ]
-        if not parts:
-            nothing = torch.zeros(0, device=self._device)
-            return nothing, nothing
-        log_probs, values = (torch.cat([part[index] for part in parts]) for index in (0, 2))
-        return log_probs.float(), values.float()
-
-    def _context(self, batch: Batch) -> dict[str, Any]:
-        context = batch.context
-        if not self.takes_masks:
-            context.pop("action_masks", None)
-        return context
-
-    def value(self, obs: Any, states: Tensor | None) -> Tensor:
-        """Values `[B]` of observations `[B, ...]`, with memories `[B, K]` if it has one."""
-        fields = {"obs": obs} if states is None else {"obs": obs, "state": states}
-        parts = []
-        for part in Batch(**fields).parts(_rows_at_once(obs)):
-            arguments = {name: tree for name, tree in part.fields.items() if name != "obs"}
-            parts.append(self.policy.value(part.obs, **arguments))
-        return torch.cat(parts).float()
-
     def check_masks(self, in_observation: bool) -> None:
         """Raise `SpaceError` if masks would be ignored."""
         if not self.takes_masks and not in_observation:
@@ -145,8 +110,3 @@ class PolicyCalls:
                 "takes no action_mask; add the argument (and action_masks to evaluate), or use "
                 "make_policy"
             )
-
-
-def _rows_at_once(obs: Any) -> int:
-    numbers: int = sum(math.prod(leaf.shape[1:]) for leaf in leaves(obs))
-    return max(1, _NUMBERS_AT_ONCE // max(1, numbers))

@@ -14,6 +14,7 @@ from ppo.collector.columns import Harvest
 from ppo.collector.policy_calls import PolicyCalls
 from ppo.collector.stacking import FrameIndex
 from ppo.errors import NonFiniteError
+from ppo.revaluation import evaluate_rollout
 from ppo.rollout import Finals, Rollout
 from ppo.sequences import Sequences, cut_sequences
 from ppo.trees import leaves, map_tree
@@ -109,19 +110,7 @@ class RawRollout:
         if calls.remembers:
             longest = getattr(calls.policy, "memory_steps", None)
             rollout = dataclasses.replace(rollout, **self._sequences(ended, longest)).to(device)
-        log_probs, values = map(rollout.unflatten, calls.evaluate(rollout.flatten()))
-        finals = rollout.finals
-        assert finals is not None
-        final_values = calls.value(finals.obs, finals.states)
-        num_envs = rewards.shape[1]
-        next_values = torch.cat([values[1:], final_values[-num_envs:].unsqueeze(0)])
-        next_values[rollout.terminated] = 0.0
-        truncated = slice(len(final_values) - num_envs)
-        where = finals.steps[truncated], finals.env_indices[truncated]
-        next_values[where] = final_values[truncated]
-        return dataclasses.replace(
-            rollout, log_probs=log_probs, values=values, next_values=next_values
-        )
+        return evaluate_rollout(calls.policy, rollout)
 
     def _finals(self, frames: FrameIndex | None, remembers: bool) -> Finals:
         """The successors that are in no row: of truncated steps, and of the last row."""

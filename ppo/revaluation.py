@@ -1,0 +1,100 @@
+"""What a policy thinks of a rollout: log-probabilities and values, also of true successors."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppo.policies.protocol import Evaluation, takes
+from ppo.rollout import Batch, Rollout
+from ppo.trees import leaves
+
+__all__ = ["evaluate_rollout", "revalue"]
+
+_NUMBERS_AT_ONCE = 2**23  # of observations; what is inside of a policy may be many times as much
+
+
+@torch.no_grad()
+def evaluate_rollout(policy: Any, rollout: Rollout) -> Rollout:
+    """Return the rollout with the policy's log-probabilities, values and values of successors.
+
+    In parts, and by the code path that learning uses: the first ratio of a rollout is 1 for
+    whoever evaluates it again.
+
+    Args:
+        policy: As in `Policy`.
+        rollout: Its `log_probs`, `values` and `next_values` are not looked at.
+    """
+    batch = rollout.flatten()
+    with_masks = takes(policy.evaluate, "action_masks")
+    parts = []
+    for part in batch.parts(_rows_at_once(batch.obs)):
+        context = part.context
+        if not with_masks:
+            context.pop("action_masks", None)
+        parts.append(Evaluation(*policy.evaluate(part.obs, part.actions, **context)))
+    log_probs, values = (_joined([part[index] for part in parts], rollout) for index in (0, 2))
+    log_probs, values = rollout.unflatten(log_probs), rollout.unflatten(values)
+    next_values = _next_values(policy, rollout, values)
+    return dataclasses.replace(rollout, log_probs=log_probs, values=values, next_values=next_values)
+
+
+def revalue(policy: Any, rollout: Rollout) -> Rollout:
+    """Return the rollout with values of the policy as it is now; log-probabilities stay.
+
+    Between epochs this gives advantages that follow the critic (Andrychowicz et al. 2021, section
+    3.5; `PPOConfig.recompute_advantages`).
+
+    Args:
+        policy: As in `Policy`.
+        rollout: From a collector.
+
+    Returns:
+        The rollout with other `values` and `next_values`.
+
+    Raises:
+        ValueError: The rollout does not hold the successors of its last rows (`finals`).
+
+    Example:
+        >>> from ppo import RolloutCollector, make_policy
+        >>> with RolloutCollector("CartPole-v1", num_envs=2, seed=0) as collector:
+        ...     policy = make_policy(collector.observation_space, collector.action_space)
+        ...     rollout = collector.collect(policy, num_steps=4)
+        >>> torch.equal(revalue(policy, rollout).values, rollout.values)
+        True
+    """
+    if rollout.finals is None:
+        raise ValueError("the rollout has no finals; take it from a RolloutCollector")
+    return dataclasses.replace(evaluate_rollout(policy, rollout), log_probs=rollout.log_probs)
+
+
+def _next_values(policy: Any, rollout: Rollout, values: Tensor) -> Tensor:
+    """Values of the true successors `[T, N]`: of the next row, or of what no row holds."""
+    finals = rollout.finals
+    assert finals is not None
+    fields = {"obs": finals.obs} | ({} if finals.states is None else {"state": finals.states})
+    found = []
+    for part in Batch(**fields).parts(_rows_at_once(finals.obs)):
+        arguments = {name: tree for name, tree in part.fields.items() if name != "obs"}
+        found.append(policy.value(part.obs, **arguments))
+    final_values = _joined(found, rollout)
+    num_envs = values.shape[1]
+    next_values = torch.cat([values[1:], final_values[-num_envs:].unsqueeze(0)])
+    next_values[rollout.terminated] = 0.0
+    truncated = slice(len(final_values) - num_envs)
+    next_values[finals.steps[truncated], finals.env_indices[truncated]] = final_values[truncated]
+    return next_values
+
+
+def _joined(parts: list[Tensor], rollout: Rollout) -> Tensor:
+    """Rows `[B]` in float32; none at all are none."""
+    return torch.cat(parts).float() if parts else rollout.rewards.new_zeros(0)
+
+
+def _rows_at_once(obs: Any) -> int:
+    numbers: int = sum(math.prod(leaf.shape[1:]) for leaf in leaves(obs))
+    return max(1, _NUMBERS_AT_ONCE // max(1, numbers))
