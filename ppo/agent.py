@@ -19,11 +19,11 @@ from ppo.advantages import gae, normalize
 from ppo.checkpoint import read_checkpoint, read_counts, versions, write_checkpoint
 from ppo.collector import RolloutCollector
 from ppo.config import PPOConfig
+from ppo.diagnostics import explained_variance
 from ppo.envs import EnvLike
 from ppo.errors import CheckpointError, PPOError
 from ppo.evaluation import EvaluationResult, evaluate
 from ppo.learner import Learner
-from ppo.losses import explained_variance
 from ppo.policies.actor_critic import blank_policy, make_policy
 from ppo.policies.protocol import freeze_exactly, frozen_parameters
 from ppo.policies.snapshot import acts_in_workers
