@@ -7,7 +7,7 @@ from gymnasium import spaces
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppo import Batch, PolicyConfig, make_policy
-from ppo.learner import Learner
+from ppo.learner import Learner, LearnerSettings
 from ppo.learner.eager import EagerGradient
 
 WAITS = {
@@ -39,15 +39,16 @@ class Waits(TorchDispatchMode):
 def make_learner(config, space, action_space, **options):
     """A learner as it is on a GPU: by autograd, and with an optimizer that reads nothing back."""
     policy = make_policy(space, action_space, config)
-    learner = Learner(
-        policy,
-        num_epochs=2,
-        value_coef=0.5,
-        max_grad_norm=0.5,
-        target_kl=1e9,
-        adam_eps=1e-5,
-        **options,
-    )
+    settings = {
+        "num_epochs": 2,
+        "value_coef": 0.5,
+        "max_grad_norm": 0.5,
+        "target_kl": 1e9,
+        "adam_eps": 1e-5,
+        "normalize_advantages": "none",
+        "value_clip_range": None,
+    }
+    learner = Learner(policy, LearnerSettings(**settings | options))
     learner._gradient = EagerGradient(policy, learner._optimizer)
     learner._optimizer._on_cpu = False
     return policy, learner
@@ -64,7 +65,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("value_clip_range", [None, 0.2])
-@pytest.mark.parametrize("normalize_advantages", [False, True])
+@pytest.mark.parametrize("normalize_advantages", ["none", "minibatch"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_more_minibatches_wait_for_the_device_no_more_often(
     case, normalize_advantages, value_clip_range

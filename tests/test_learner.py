@@ -47,11 +47,11 @@ def test_the_gradient_of_a_small_policy_is_recorded(make, kind):
 
 @pytest.mark.parametrize("action_space", [DISCRETE, BOX])
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
-@pytest.mark.parametrize("per_minibatch", [False, True])
-def test_whole_updates_are_the_same_by_either_gradient(action_space, activation, per_minibatch):
+@pytest.mark.parametrize("normalized", ["none", "minibatch"])
+def test_whole_updates_are_the_same_by_either_gradient(action_space, activation, normalized):
     config = PolicyConfig(hidden_sizes=(16, 16), activation=activation)
     policies = build(action_space, config), eager(build(action_space, config))
-    learners = [make_learner(p, normalize_advantages=per_minibatch) for p in policies]
+    learners = [make_learner(p, normalize_advantages=normalized) for p in policies]
     for number in range(4):
         batch = make_batch(policies[1], 50, seed=number)
         metrics = [improve(learner, batch, number, learning_rate=3e-3) for learner in learners]
@@ -252,7 +252,7 @@ def test_rows_that_still_carry_a_gradient_are_constants(make):
 def test_the_metrics_are_finite_means_with_the_documented_names():
     policy = build()
     metrics = improve(make_learner(policy), make_batch(policy))
-    assert set(metrics) == {*METRICS, "grad_norm"}
+    assert set(metrics) == {*METRICS, "grad_norm", "learning_rate"}
     assert all(type(value) is float and math.isfinite(value) for value in metrics.values())
 
 
