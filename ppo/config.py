@@ -153,7 +153,7 @@ class PPOConfig:
             _check(self, "optimizer_kwargs", none, "empty for adam, which has settings of its own")
             return
         if name not in (known := ["adam", *optimizer_names()]) and name not in UNFIT:
-            raise NearestError(name, known, what="optimizer")
+            raise ConfigError(f"optimizer: {NearestError(name, known, what='optimizer')}")
         decay = "0 for any optimizer but adam; it may be one of optimizer_kwargs"
         _check(self, "weight_decay", self.weight_decay == 0.0, decay)
         check_options(name, self.optimizer_kwargs)
