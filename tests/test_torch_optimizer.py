@@ -198,3 +198,19 @@ def test_an_optimizer_that_needs_more_than_flat_gradients_is_refused_with_the_re
 def test_options_that_the_class_does_not_take_are_refused(options, words):
     with pytest.raises(ConfigError, match=f"optimizer_kwargs .*{words}"):
         check_options("SGD", options)
+
+
+def test_what_is_released_starts_at_the_present_rate():
+    # Rprop keeps a step size per parameter, at first the learning rate.
+    policy = build()
+    policy.actor_body.requires_grad_(False)
+    learner = learner_with(policy, "Rprop", {})
+    improve(learner, make_batch(policy), learning_rate=0.02)
+    policy.actor_body.requires_grad_(True)
+    learner._take_up_changes()
+    optimizer = learner._optimizer
+    sizes = optimizer._split([state["step_size"] for state in optimizer._states()])
+    body = {id(parameter) for parameter in policy.actor_body.parameters()}
+    released = [part for parameter, part in sizes if id(parameter) in body]
+    assert len(released) == len(body)
+    assert all((part == pytest.approx(0.02)) for vector in released for part in vector.tolist())
