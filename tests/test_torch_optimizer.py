@@ -213,4 +213,4 @@ def test_what_is_released_starts_at_the_present_rate():
     body = {id(parameter) for parameter in policy.actor_body.parameters()}
     released = [part for parameter, part in sizes if id(parameter) in body]
     assert len(released) == len(body)
-    assert all((part == pytest.approx(0.02)) for vector in released for part in vector.tolist())
+    assert all(part == pytest.approx(0.02) for vector in released for part in vector.tolist())
