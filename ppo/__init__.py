@@ -19,6 +19,7 @@ from ppo.advantages import (
 from ppo.agent import PPOAgent
 from ppo.collector import RolloutCollector
 from ppo.config import PPOConfig
+from ppo.diagnostics import explained_variance
 from ppo.distributions import (
     GSDE,
     Bernoulli,
@@ -31,7 +32,7 @@ from ppo.distributions import (
 )
 from ppo.errors import PPOError
 from ppo.evaluation import EvaluationResult, evaluate
-from ppo.losses import PPOLoss, approximate_kl, explained_variance, ppo_loss
+from ppo.losses import PPOLoss, approximate_kl, ppo_loss
 from ppo.policies import ActorCritic, Evaluation, Policy, PolicyConfig, make_policy
 from ppo.report import Report
 from ppo.rollout import Batch, Episode, Rollout

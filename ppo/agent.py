@@ -19,12 +19,12 @@ from ppo.advantages import gae, normalize
 from ppo.checkpoint import read_checkpoint, read_counts, versions, write_checkpoint
 from ppo.collector import RolloutCollector
 from ppo.config import PPOConfig
+from ppo.diagnostics import explained_variance
 from ppo.envs import EnvLike
 from ppo.errors import CheckpointError, PPOError
 from ppo.evaluation import EvaluationResult, evaluate
 from ppo.frames import newest
-from ppo.learner import Learner
-from ppo.losses import explained_variance
+from ppo.learner import Learner, LearnerSettings
 from ppo.policies.actor_critic import blank_policy, make_policy
 from ppo.policies.protocol import freeze_exactly, frozen_parameters
 from ppo.policies.snapshot import acts_in_workers
@@ -101,22 +101,11 @@ class PPOAgent:
         return int(sequence.generate_state(1, np.uint64)[0]) >> 1
 
     def _adopt(self, policy: nn.Module) -> None:
-        config = self.config
-        self.policy = policy.to(self.device)
+        self._learner = Learner(policy.to(self.device), LearnerSettings.of(self.config))
+        self.policy = policy
         self.observation_space = getattr(policy, "observation_space", None)
         self.action_space = getattr(policy, "action_space", None)
         self._frozen = frozen_parameters(policy)
-        self._learner = Learner(
-            policy,
-            num_epochs=config.num_epochs,
-            minibatch_size=config.minibatch_size,
-            value_coef=config.value_coef,
-            value_clip_range=config.value_clip_range,
-            max_grad_norm=config.max_grad_norm,
-            target_kl=config.target_kl,
-            adam_eps=config.adam_eps,
-            normalize_advantages=config.normalize_advantages == "minibatch",
-        )
 
     def _build(self, observation_space: Space, action_space: Space) -> None:
         """Make the policy for these spaces, or check that it is for them."""
@@ -249,14 +238,11 @@ class PPOAgent:
         batch = rollout.flatten(advantages=advantages, returns=returns)  # [T, N] -> [B]
 
         progress = min(self.steps / self.goal, 1.0) if self.goal else 0.0
-        learning_rate = config.learning_rate(progress)
         self._frozen = frozen_parameters(self.policy)
         metrics = self._learner.improve(
             batch,
             self._generator,
-            learning_rate=learning_rate,
-            clip_range=config.clip_range(progress),
-            entropy_coef=config.entropy_coef(progress),
+            **config.at(progress),
         )
         if hasattr(self.policy, "update_normalizer"):
             self.policy.update_normalizer(map_tree(newest, batch.obs))
@@ -264,7 +250,6 @@ class PPOAgent:
         self.steps += rollout.num_transitions
         self.updates += 1
         metrics["explained_variance"] = float(explained)
-        metrics["learning_rate"] = learning_rate
         return metrics
 
     def act(

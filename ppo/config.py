@@ -22,6 +22,7 @@ from ppo.config_parsing import (
 )
 from ppo.envs import Env, EnvFactory, make_env
 from ppo.errors import ConfigError
+from ppo.learner.torch_optimizer import UNFIT, check_options, optimizer_names
 from ppo.policies.options import PolicyConfig
 from ppo.schedules import Constant, Linear, Schedule
 
@@ -46,17 +47,30 @@ class PPOConfig:
         num_steps: Steps per rollout and environment `T`.
         num_epochs: Passes over each rollout.
         minibatch_size: Transitions per gradient step.
-        learning_rate: Adam's step size; a number or a schedule.
-        adam_eps: Adam's denominator floor (Huang et al. 2022, detail 3).
+        learning_rate: The optimizer's step size; a number or a schedule.
+        learning_rates: Step sizes of single groups of parameters in place of `learning_rate`, each
+            a number or a schedule: `{"critic": 1e-3}`. The groups are those of the policy's
+            `parameter_groups()`: `actor` and `critic`, or `policy` where they share a body.
+        adaptive_kl: Scale the step sizes from update to update so that the KL between the policies
+            before and after one is about this, in nats; None is off. See `docs/guide/options`.
+        optimizer: `"adam"`, or the name of a class in `torch.optim`, such as `"SGD"`.
+        optimizer_kwargs: Arguments of that class.
+        adam_eps: Denominator floor of `"adam"` (Huang et al. 2022, detail 3).
+        weight_decay: Decoupled weight decay of `"adam"`, of all parameters (Loshchilov and Hutter
+            2019).
         gamma: Discount per step, in [0, 1].
         gae_lambda: λ of GAE and of the λ-returns the critic learns, in [0, 1].
         clip_range: ε of the ratio clip; a number or a schedule.
+        clip_range_high: The same upwards, where it differs; None takes `clip_range`.
+        dual_clip: c > 1 of the second clip, for negative advantages (Ye et al. 2020); None is off.
         value_clip_range: ε of the value clip; None is off, which is better (Andrychowicz et al.
-            2021, section 3.3).
+            2021, section 3.4).
         value_coef: Weight of the value loss, which has no factor ½.
         entropy_coef: Weight of the entropy bonus; a number or a schedule.
         max_grad_norm: Limit on the gradient norm of each network (actor, critic) by itself.
         target_kl: Stop the epochs of an update once an epoch's mean KL exceeds this; None is off.
+        recompute_advantages: Compute values and advantages anew before every epoch but the first
+            (Andrychowicz et al. 2021, section 3.5).
         normalize_advantages: Over the whole `"rollout"`, per `"minibatch"`, or `"none"`.
         normalize_rewards: Divide rewards by the running std of the discounted return.
         policy: Shape of the default policy.
@@ -84,15 +98,23 @@ class PPOConfig:
     num_epochs: int = 10
     minibatch_size: int = 64
     learning_rate: Schedule = Linear(3e-4, 0.0)
+    learning_rates: Mapping[str, Schedule] = dataclasses.field(default_factory=dict, hash=False)
+    adaptive_kl: float | None = None
+    optimizer: str = "adam"
+    optimizer_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     adam_eps: float = 1e-5
+    weight_decay: float = 0.0
     gamma: float = 0.99
     gae_lambda: float = 0.95
     clip_range: Schedule = Constant(0.2)
+    clip_range_high: Schedule | None = None
+    dual_clip: float | None = None
     value_clip_range: float | None = None
     value_coef: float = 0.5
     entropy_coef: Schedule = Constant(0.0)
     max_grad_norm: float = 0.5
     target_kl: float | None = None
+    recompute_advantages: bool = False
     normalize_advantages: Literal["rollout", "minibatch", "none"] = "rollout"
     normalize_rewards: bool = True
     policy: PolicyConfig = PolicyConfig()
@@ -109,16 +131,48 @@ class PPOConfig:
             _check(self, name, 0.0 <= getattr(self, name) <= 1.0, "in [0, 1]")
         for name in ("adam_eps", "max_grad_norm"):
             _check(self, name, getattr(self, name) > 0.0, "positive")
-        for name in ("value_clip_range", "target_kl"):
+        for name in ("value_clip_range", "target_kl", "adaptive_kl"):
             value = getattr(self, name)
             _check(self, name, value is None or value > 0.0, "positive, or None for off")
-        for name in ("value_coef", "adam_eps"):
+        clip = self.dual_clip
+        _check(self, "dual_clip", clip is None or 1.0 < clip < math.inf, "above 1, or None for off")
+        for name in ("value_coef", "adam_eps", "weight_decay"):
             _check(self, name, 0.0 <= getattr(self, name) < math.inf, "0 or more, and finite")
-        for name in ("learning_rate", "clip_range"):
-            schedule = getattr(self, name)
-            _check(self, name, min(schedule(0.0), schedule(1.0)) >= 0.0, "0 or more")
+        for name in ("learning_rate", "clip_range", "clip_range_high"):
+            _check(self, name, _never_negative(getattr(self, name)), "0 or more")
+        rates = self.learning_rates.values()
+        _check(self, "learning_rates", all(map(_never_negative, rates)), "0 or more each")
+        self._check_optimizer()
         for entry in self.wrappers:
             _wrapper(entry)
+
+    def _check_optimizer(self) -> None:
+        name = self.optimizer
+        if name == "adam":
+            none = not self.optimizer_kwargs
+            _check(self, "optimizer_kwargs", none, "empty for adam, which has settings of its own")
+            return
+        if name not in (known := ["adam", *optimizer_names()]) and name not in UNFIT:
+            raise ConfigError(f"optimizer: {NearestError(name, known, what='optimizer')}")
+        decay = "0 for any optimizer but adam; it may be one of optimizer_kwargs"
+        _check(self, "weight_decay", self.weight_decay == 0.0, decay)
+        check_options(name, self.optimizer_kwargs)
+
+    def at(self, progress: float) -> dict[str, Any]:
+        """Return what the schedules say when this share of the training is done.
+
+        Example:
+            >>> PPOConfig(learning_rate={"linear": [1e-3, 0]}).at(0.5)["learning_rate"]
+            0.0005
+        """
+        high = self.clip_range_high
+        return {
+            "learning_rate": self.learning_rate(progress),
+            "learning_rates": {name: rate(progress) for name, rate in self.learning_rates.items()},
+            "clip_range": self.clip_range(progress),
+            "clip_range_high": None if high is None else high(progress),
+            "entropy_coef": self.entropy_coef(progress),
+        }
 
     def replace(self, **changes: Any) -> PPOConfig:
         """Return a copy with some settings changed; unknown names are a `ConfigError`."""
@@ -186,9 +240,7 @@ class PPOConfig:
         data: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Schedule):
-                value = value.to_plain()
-            elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            if isinstance(value, PolicyConfig):
                 value = dataclasses.asdict(value)
             data[field.name] = _plain(value)
         return data
@@ -210,12 +262,16 @@ class PPOConfig:
 
 def _check(config: PPOConfig, name: str, ok: bool, wanted: str) -> None:
     if not ok:
-        value = getattr(config, name)
-        value = value.to_plain() if isinstance(value, Schedule) else value
-        raise ConfigError(f"{name} must be {wanted}, got {value}")
+        raise ConfigError(f"{name} must be {wanted}, got {_plain(getattr(config, name))}")
+
+
+def _never_negative(schedule: Schedule | None) -> bool:
+    return schedule is None or min(schedule(0.0), schedule(1.0)) >= 0.0
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Schedule):
+        return value.to_plain()
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -272,6 +272,8 @@ def _coerce(hint: Any, value: Any, name: str, where: str, *, lenient: bool) -> A
             raise ConfigError(f"{name} must be {wanted}, got {value!r}")
         return converted
     if origin is Mapping and isinstance(value, Mapping):
+        if arguments[1] is Schedule:
+            return {str(k): _schedule(x, f"{name}.{k}", lenient) for k, x in value.items()}
         return _meaning(value)
     if origin is Sequence and isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(_meaning(list(value)))

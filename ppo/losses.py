@@ -1,36 +1,26 @@
-"""The clipped surrogate loss of PPO, its parts, and what tells whether learning is sound.
+"""The clipped surrogate loss of PPO, and its parts.
 
 Everything here takes and returns tensors, looks into no network and never waits for a device:
 no value is read on the host, so the functions can be traced, compiled and run under autocast.
 Half-precision inputs are computed in float32.
 """
 
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ppo._checks import (
-    at_least_float32,
-    check_limit,
-    check_rows,
-    require,
-    to_tensors,
-)
-from ppo._reductions import masked_mean, masked_moments, select
+from ppo._checks import at_least_float32, check_above_1, check_limit, check_rows, require
+from ppo._reductions import masked_mean, select
 
 __all__ = [
     "PPOLoss",
     "approximate_kl",
     "clip_fraction",
-    "explained_variance",
     "policy_loss",
     "ppo_loss",
     "value_loss",
 ]
-
-ArrayT = TypeVar("ArrayT", Tensor, npt.NDArray[Any])
 
 # exp(20) = 4.9e8 is far beyond any clip range, and leaves an advantage of 1e29 finite in float32.
 MAX_LOG_RATIO = 20.0
@@ -70,6 +60,8 @@ def ppo_loss(
     value_clip_range: float | Tensor | None = None,
     old_values: Tensor | None = None,
     valid: Tensor | None = None,
+    clip_range_high: float | Tensor | None = None,
+    dual_clip: float | None = None,
 ) -> PPOLoss:
     r"""Return the loss of PPO and its parts.
 
@@ -96,13 +88,16 @@ def ppo_loss(
         old_values: V(s_t) of the critic that collected; needed with ``value_clip_range``.
         valid: Bool: the rows that count. Others reach neither means nor gradients, whatever they
             hold. None means all.
+        clip_range_high: ε⁺, the same upwards; None for ``clip_range`` on both sides.
+        dual_clip: c > 1 of the second clip, see :func:`policy_loss`; None for none.
 
     Returns:
         :class:`PPOLoss`; every field but ``total`` is detached.
 
     Raises:
-        ValueError: For unequal shapes, a negative clip range, or a missing partner: ``values`` and
-            ``returns``, ``value_clip_range`` and ``old_values``, ``entropy_coef`` and ``entropy``.
+        ValueError: For unequal shapes, a negative clip range, a ``dual_clip`` of 1 or less, or a
+            missing partner: ``values`` and ``returns``, ``value_clip_range`` and ``old_values``,
+            ``entropy_coef`` and ``entropy``.
         TypeError: For arguments that are no tensors or of the wrong dtype.
 
     Example:
@@ -128,9 +123,9 @@ def ppo_loss(
         entropy=entropy,
         old_values=old_values,
     )
-    check_limit("clip_range", clip_range)
+    low, high = _clip_ranges(clip_range, clip_range_high)
     log_ratio = _log_ratio(log_probs, old_log_probs, valid)
-    policy = _policy_loss(log_ratio, advantages, clip_range, valid)
+    policy = _policy_loss(log_ratio, advantages, low, high, dual_clip, valid)
     total, value, mean_entropy = policy, policy.new_zeros(()), policy.new_zeros(())
     if not (values is None and returns is None and value_clip_range is None):
         values = require("values", values, "returns or value_clip_range")
@@ -151,7 +146,7 @@ def ppo_loss(
         value_loss=value.detach(),
         entropy=mean_entropy.detach(),
         approx_kl=_approximate_kl(log_ratio, valid),
-        clip_fraction=_clip_fraction(log_ratio, clip_range, valid),
+        clip_fraction=_clip_fraction(log_ratio, low, high, valid),
     )
 
 
@@ -162,18 +157,23 @@ def policy_loss(
     *,
     clip_range: float | Tensor = 0.2,
     valid: Tensor | None = None,
+    clip_range_high: float | Tensor | None = None,
+    dual_clip: float | None = None,
 ) -> Tensor:
     r"""Return minus the clipped surrogate objective.
 
     .. math::
 
         L = -\operatorname{mean}\bigl(\min(\rho\hat A,\;
-            \operatorname{clip}(\rho, 1-\varepsilon, 1+\varepsilon)\,\hat A)\bigr),
+            \operatorname{clip}(\rho, 1-\varepsilon, 1+\varepsilon^+)\,\hat A)\bigr),
         \qquad \rho = \exp(\log\pi - \log\pi_{\text{old}})
 
     The minimum makes the objective a pessimistic bound: it never exceeds the mean of ρÂ. The
     log-ratio is limited to ±20 before the exponential, so loss and gradient stay finite; beyond
     the limit a row has no gradient.
+
+    Where Â < 0 the minimum has no bound below, and a large ρ pulls with all its weight. With
+    ``dual_clip`` it is max(min(...), cÂ) there: a row whose ratio exceeds c has no gradient.
 
     Args:
         log_probs: log π(a_t|s_t) under the policy that learns, in nats.
@@ -181,6 +181,8 @@ def policy_loss(
         advantages: Â_t; taken as constants.
         clip_range: ε, a number or a tensor without axes.
         valid: Bool: the rows that count; None means all.
+        clip_range_high: ε⁺, likewise; None for ε.
+        dual_clip: c > 1; None for the minimum alone.
 
     Returns:
         L, a tensor without axes, in units of advantage.
@@ -194,11 +196,14 @@ def policy_loss(
         tensor(-0.2000)
 
     Source:
-        Schulman et al., "Proximal Policy Optimization Algorithms", 2017, equation 7.
+        Schulman et al., "Proximal Policy Optimization Algorithms", 2017, equation 7. Dual clip:
+        Ye et al., "Mastering Complex Control in MOBA Games with Deep Reinforcement Learning",
+        2020, section "Dual-clip PPO". Upper ε of its own: Yu et al., "DAPO", 2025, section 3.1.
     """
     check_rows(valid, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
-    check_limit("clip_range", clip_range)
-    return _policy_loss(_log_ratio(log_probs, old_log_probs, valid), advantages, clip_range, valid)
+    low, high = _clip_ranges(clip_range, clip_range_high)
+    log_ratio = _log_ratio(log_probs, old_log_probs, valid)
+    return _policy_loss(log_ratio, advantages, low, high, dual_clip, valid)
 
 
 def value_loss(
@@ -278,16 +283,19 @@ def clip_fraction(
     *,
     clip_range: float | Tensor = 0.2,
     valid: Tensor | None = None,
+    clip_range_high: float | Tensor | None = None,
 ) -> Tensor:
-    r"""Return the share of rows whose ratio is further than ``clip_range`` from 1.
+    r"""Return the share of rows whose ratio is outside the clip range.
 
-    .. math:: \operatorname{mean}\bigl([\,|\rho - 1| > \varepsilon\,]\bigr)
+    .. math:: \operatorname{mean}\bigl(
+        [\,\rho < 1 - \varepsilon \;\text{or}\; \rho > 1 + \varepsilon^+\,]\bigr)
 
     Args:
         log_probs: log π(a_t|s_t) under the policy that learns, in nats.
         old_log_probs: The same under the policy that collected, in nats.
         clip_range: ε, a number or a tensor without axes.
         valid: Bool: the rows that count; None means all.
+        clip_range_high: ε⁺, likewise; None for ε.
 
     Returns:
         The share in [0, 1], a tensor without axes and without gradient.
@@ -303,49 +311,8 @@ def clip_fraction(
         openai/baselines, ppo2, ``clipfrac``.
     """
     check_rows(valid, log_probs=log_probs, old_log_probs=old_log_probs)
-    check_limit("clip_range", clip_range)
-    log_ratio = _log_ratio(log_probs, old_log_probs, valid).detach()
-    return _clip_fraction(log_ratio, clip_range, valid)
-
-
-def explained_variance(values: ArrayT, returns: ArrayT, valid: ArrayT | None = None) -> ArrayT:
-    r"""Return the share of the variance of the returns that the values explain.
-
-    .. math:: 1 - \frac{\operatorname{Var}(R - V)}{\operatorname{Var}(R)}
-
-    1 is a perfect critic, 0 one that might as well be a constant, below 0 a harmful one. NaN
-    where the returns do not vary.
-
-    Args:
-        values: V(s_t), of any shape, in units of return.
-        returns: R_t, of the same shape.
-        valid: Bool: the rows that count; None means all.
-
-    Returns:
-        The share: a tensor without axes, or a NumPy array without axes for NumPy arrays.
-
-    Raises:
-        ValueError, TypeError: As :func:`ppo_loss`, and for tensors mixed with NumPy arrays.
-
-    Example:
-        >>> explained_variance(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.0, 3.0]))
-        tensor(0.6667)
-
-    Source:
-        openai/baselines, ``common/math_util.py``.
-    """
-    arrays: dict[str, object] = {"values": values, "returns": returns}
-    if valid is not None:
-        arrays["valid"] = valid
-    (v, r, *mask), restore = to_tensors(arrays)
-    counted = mask[0] if mask else None
-    check_rows(counted, values=v, returns=r)
-    with torch.no_grad():
-        v, r = at_least_float32(v, r)
-        _, total = masked_moments(r, counted)
-        _, unexplained = masked_moments(r - v, counted)
-        share = torch.where(total > 0, 1 - unexplained / total, torch.nan)
-    return cast("ArrayT", restore(share))
+    low, high = _clip_ranges(clip_range, clip_range_high)
+    return _clip_fraction(_log_ratio(log_probs, old_log_probs, valid).detach(), low, high, valid)
 
 
 def _log_ratio(log_probs: Tensor, old_log_probs: Tensor, valid: Tensor | None) -> Tensor:
@@ -355,13 +322,33 @@ def _log_ratio(log_probs: Tensor, old_log_probs: Tensor, valid: Tensor | None) -
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
+def _clip_ranges(
+    low: float | Tensor, high: float | Tensor | None
+) -> tuple[float | Tensor, float | Tensor]:
+    """Both ε, checked."""
+    check_limit("clip_range", low)
+    if high is None:
+        return low, low
+    check_limit("clip_range_high", high)
+    return low, high
+
+
 def _policy_loss(
-    log_ratio: Tensor, advantages: Tensor, clip_range: float | Tensor, valid: Tensor | None
+    log_ratio: Tensor,
+    advantages: Tensor,
+    low: float | Tensor,
+    high: float | Tensor,
+    dual_clip: float | None,
+    valid: Tensor | None,
 ) -> Tensor:
     (advantages,) = at_least_float32(advantages.detach())
     ratio = log_ratio.exp()
-    clipped = _clamp(ratio, 1 - clip_range, 1 + clip_range)
-    return -masked_mean(torch.minimum(ratio * advantages, clipped * advantages), valid)
+    objective = torch.minimum(ratio * advantages, _clamp(ratio, 1 - low, 1 + high) * advantages)
+    if dual_clip is not None:
+        check_above_1("dual_clip", dual_clip)
+        bounded = torch.maximum(objective, dual_clip * advantages)
+        objective = torch.where(advantages < 0, bounded, objective)
+    return -masked_mean(objective, valid)
 
 
 def _value_loss(
@@ -390,10 +377,15 @@ def _approximate_kl(log_ratio: Tensor, valid: Tensor | None) -> Tensor:
     return masked_mean(log_ratio.expm1() - log_ratio, valid)
 
 
-def _clip_fraction(log_ratio: Tensor, clip_range: float | Tensor, valid: Tensor | None) -> Tensor:
-    outside = (log_ratio.expm1().abs() > clip_range).to(log_ratio.dtype)
-    return masked_mean(outside, valid)
+def _clip_fraction(
+    log_ratio: Tensor, low: float | Tensor, high: float | Tensor, valid: Tensor | None
+) -> Tensor:
+    change = log_ratio.expm1()
+    outside = change.abs() > low if high is low else (change < -low) | (change > high)
+    return masked_mean(outside.to(log_ratio.dtype), valid)
 
 
 def _clamp(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
-    return x.clamp(low, high)  # type: ignore[arg-type]
+    if isinstance(low, Tensor) is isinstance(high, Tensor):
+        return x.clamp(low, high)  # type: ignore[arg-type]
+    return x.clamp(min=low).clamp(max=high)  # torch takes no number beside a tensor

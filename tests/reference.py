@@ -78,13 +78,19 @@ def discounted_returns(rewards, terminated, truncated, *, gamma):
     ]
 
 
-def policy_objective(log_probs, old_log_probs, advantages, clip_range):
-    """Schulman et al. 2017, equation 7, row by row."""
+def policy_objective(
+    log_probs, old_log_probs, advantages, clip_range, clip_range_high=None, dual_clip=None
+):
+    """Schulman et al. 2017, equation 7, and Ye et al. 2020, row by row."""
+    high = clip_range if clip_range_high is None else clip_range_high
     terms = []
     for new, old, advantage in zip(log_probs, old_log_probs, advantages, strict=True):
         ratio = math.exp(new - old)
-        clipped = min(max(ratio, 1 - clip_range), 1 + clip_range)
-        terms.append(min(ratio * advantage, clipped * advantage))
+        clipped = min(max(ratio, 1 - clip_range), 1 + high)
+        term = min(ratio * advantage, clipped * advantage)
+        if dual_clip is not None and advantage < 0:
+            term = max(term, dual_clip * advantage)
+        terms.append(term)
     return sum(terms) / len(terms)
 
 
@@ -105,9 +111,24 @@ def approximate_kl(log_probs, old_log_probs):
     return sum(math.exp(x) - 1 - x for x in log_ratios) / len(log_ratios)
 
 
-def clip_fraction(log_probs, old_log_probs, clip_range):
+def clip_fraction(log_probs, old_log_probs, clip_range, clip_range_high=None):
+    high = clip_range if clip_range_high is None else clip_range_high
     ratios = [math.exp(new - old) for new, old in zip(log_probs, old_log_probs, strict=True)]
-    return sum(abs(ratio - 1) > clip_range for ratio in ratios) / len(ratios)
+    return sum(ratio < 1 - clip_range or ratio > 1 + high for ratio in ratios) / len(ratios)
+
+
+def weight_decayed_adam(parameters, gradients, learning_rate, weight_decay, eps):
+    """Loshchilov and Hutter 2019, algorithm 2, number by number; `gradients` step by step."""
+    result = []
+    for number, x in enumerate(parameters):
+        m = v = 0.0
+        for step, gradient in enumerate(gradients, 1):
+            g = gradient[number]
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            adam = (m / (1 - 0.9**step)) / (math.sqrt(v / (1 - 0.999**step)) + eps)
+            x = x - learning_rate * (adam + weight_decay * x)
+        result.append(x)
+    return result
 
 
 def discounted_sums(rewards, ended, valid, gamma):

@@ -6,7 +6,7 @@ from gymnasium import spaces
 from torch import nn
 
 from ppo import Batch, Evaluation, PolicyConfig, make_policy
-from ppo.learner import Learner
+from ppo.learner import Learner, LearnerSettings
 
 DISCRETE = spaces.Discrete(3)
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -19,7 +19,7 @@ OPTIONS = {
     "max_grad_norm": 0.5,
     "target_kl": None,
     "adam_eps": 1e-5,
-    "normalize_advantages": False,
+    "normalize_advantages": "none",
 }
 UPDATE = {"learning_rate": 1e-3, "clip_range": 0.2, "entropy_coef": 0.01}
 
@@ -82,7 +82,7 @@ def make_batch(policy, rows=48, seed=0, log_ratios=0.1, num_inputs=4):
 
 
 def make_learner(policy, **options):
-    return Learner(policy, **OPTIONS | options)
+    return Learner(policy, LearnerSettings(**OPTIONS | options))
 
 
 def improve(learner, batch, seed=0, **update):

@@ -43,6 +43,7 @@ from ppo import (
 from ppo.checkpoint import read_checkpoint
 from ppo.errors import (
     CheckpointError,
+    ConfigError,
     EnvCreationError,
     EnvError,
     NonFiniteError,
@@ -506,6 +507,53 @@ def test_clip_range_and_entropy_coefficient_follow_their_schedules():
     assert seen == [pytest.approx(pair) for pair in [(0.175, 0.25), (0.15, 0.5), (0.125, 0.75)]]
 
 
+def test_the_options_of_the_config_reach_the_learner():
+    seen = []
+    config = SMALL.replace(
+        learning_rates={"critic": Linear(1e-2, 0.0)},
+        clip_range_high=Linear(0.4, 0.2),
+        dual_clip=3.0,
+        adaptive_kl=1.0,
+        normalize_advantages="minibatch",
+    )
+    agent = PPOAgent(config=config).learn(CountingEnv, 1)
+    settings = agent._learner._settings
+    for name in ("dual_clip", "adaptive_kl", "num_epochs", "normalize_advantages", "optimizer"):
+        assert getattr(settings, name) == getattr(config, name), name
+    improve = agent._learner.improve
+
+    def spy(*args, **kwargs):
+        seen.append((kwargs["learning_rates"]["critic"], kwargs["clip_range_high"]))
+        return improve(*args, **kwargs)
+
+    agent._learner.improve = spy
+    agent.learn(CountingEnv, ROLLOUT)
+    assert seen == [pytest.approx((0.005, 0.3))]
+
+
+def test_a_report_says_the_learning_rate_as_it_was_adapted():
+    config = SMALL.replace(adaptive_kl=1e3, learning_rate=1e-4)
+    rates = [rate for _, rate in learning_rates(PPOAgent(config=config), CountingEnv, 4 * ROLLOUT)]
+    assert rates == pytest.approx([1e-4 * 1.5**number for number in range(4)])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_rate_for_a_group_that_is_not_there_is_an_error_before_anything_is_played(own):
+    config = SMALL.replace(
+        learning_rates={"critic": 1e-2}, policy=PolicyConfig(hidden_sizes=(8,), shared=True)
+    )
+    if own:
+        with pytest.raises(ConfigError, match="learning_rates has 'critic'"):
+            PPOAgent(OwnPolicy(), config=config)
+        return
+    agent = PPOAgent(config=config)
+    for _ in range(2):  # the agent is as fresh as it was
+        with pytest.raises(ConfigError, match="learning_rates has 'critic'"):
+            agent.learn(CountingEnv, 1)
+        assert agent.policy is None
+        assert agent.steps == 0
+
+
 def test_updates_in_a_loop_of_ones_own_keep_the_first_learning_rate():
     # Nobody has said when the training ends.
     env = CountingEnv()
@@ -911,6 +959,16 @@ CONFIGS = {
     "schedules": SMALL.replace(
         learning_rate=Linear(1e-3, 0.0), clip_range=Linear(0.2, 0.1), target_kl=0.01
     ),
+    "adaptive": SMALL.replace(
+        adaptive_kl=1.0,
+        learning_rates={"critic": Linear(1e-2, 0.0)},
+        clip_range_high=Linear(0.3, 0.2),
+        dual_clip=3.0,
+        weight_decay=0.1,
+    ),
+    "momentum": SMALL.replace(optimizer="SGD", optimizer_kwargs={"momentum": 0.9}),
+    "nadam": SMALL.replace(optimizer="NAdam", optimizer_kwargs={"betas": [0.8, 0.99]}),
+    "bare": SMALL.replace(optimizer="SGD"),
 }
 
 

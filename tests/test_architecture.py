@@ -15,7 +15,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # From the bottom up. A module may import from its own floor and from those below it.
 FLOORS = [
     {"_version", "errors", "_checks", "_reductions", "_scan", "trees"},
-    {"advantages", "losses", "distributions", "statistics", "schedules"},
+    {"advantages", "losses", "diagnostics", "distributions", "statistics", "schedules"},
     {
         "frames",
         "sequences",

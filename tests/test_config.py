@@ -76,10 +76,28 @@ WRONG = {
     "num_epochs": [0, -1, 2.5, "8", None],
     "minibatch_size": [0, -1, 2.5, "8", None],
     "learning_rate": [-1e-3, "3e-4", None, True, math.nan, math.inf, {"linear": [-1, 0]}],
+    "learning_rates": [None, 1e-3, [1e-3], {"critic": "3e-4"}, {"critic": -1e-3}, {"critic": None}],
+    "adaptive_kl": [0, -0.1, "0.01", math.nan],
+    "optimizer": [
+        None,
+        3,
+        "Adamm",
+        "sgd",
+        "LBFGS",
+        "SparseAdam",
+        "Muon",
+        "Optimizer",
+        "lr_scheduler",
+    ],
+    "optimizer_kwargs": [None, 3, {"eps": 1e-5}],
+    "weight_decay": [-0.1, "0.1", None, math.nan, math.inf],
     "adam_eps": [0.0, -1e-5, "1e-5", None, math.nan, math.inf],
     "gamma": [-0.1, 1.1, "0.9", None, True, math.nan],
     "gae_lambda": [-0.1, 1.1, "0.9", None, True, math.nan],
     "clip_range": [-0.1, "0.2", None, math.nan, {"linear": [0.2, -0.1]}, {"cosine": [1, 0]}],
+    "clip_range_high": [-0.1, "0.2", math.nan, {"linear": [0.2, -0.1]}],
+    "dual_clip": [1, 0.5, "3", math.nan, math.inf],
+    "recompute_advantages": ["no", None, 1],
     "value_clip_range": [0, -0.1, "0.2", math.nan],
     "value_coef": [-0.1, "0.5", None, math.nan, math.inf],
     "entropy_coef": ["0.0", None, math.nan, math.inf, {"linear": [1]}, {}],
@@ -142,6 +160,13 @@ def test_a_wrong_value_of_the_policy_is_an_error_that_names_the_setting(name, va
         ("entropy_coef", -0.01),
         ("learning_rate", 0.0),
         ("target_kl", None),
+        ("adaptive_kl", None),
+        ("dual_clip", 1.001),
+        ("clip_range_high", 0),
+        ("clip_range_high", None),
+        ("learning_rates", {}),
+        ("learning_rates", {"critic": 0.0}),
+        ("optimizer", "RMSprop"),
         ("env_kwargs", {}),
         ("wrappers", []),
     ],
@@ -156,6 +181,49 @@ def test_schedules_come_as_numbers_objects_or_mappings():
         assert PPOConfig(learning_rate=value).learning_rate == Constant(0.1)
     for value in (Linear(0.1, 0.0), {"linear": [0.1, 0]}, {"linear": (0.1, 0.0)}):
         assert PPOConfig(clip_range=value).clip_range == Linear(0.1, 0.0)
+
+
+def test_the_nearest_optimizer_is_offered():
+    for wrong, nearest in [("Adamm", "Adam"), ("RMSProp", "RMSprop"), ("adamw", "adam")]:
+        with pytest.raises(ConfigError, match=f"unknown optimizer '{wrong}'.*'{nearest}"):
+            PPOConfig(optimizer=wrong)
+    with pytest.raises(ConfigError, match=r"known are .*RMSprop"):
+        PPOConfig(optimizer="zzz")
+
+
+def test_settings_of_one_optimizer_are_not_given_to_another():
+    assert PPOConfig(optimizer="AdamW", optimizer_kwargs={"weight_decay": 0.1}).weight_decay == 0.0
+    with pytest.raises(ConfigError, match=r"weight_decay must be 0 .*optimizer_kwargs"):
+        PPOConfig(optimizer="SGD", weight_decay=0.1)
+    with pytest.raises(ConfigError, match="optimizer_kwargs must be empty for adam"):
+        PPOConfig(optimizer_kwargs={"momentum": 0.9})
+    with pytest.raises(ConfigError, match=r"optimizer_kwargs do not fit SGD: .*momentun"):
+        PPOConfig(optimizer="SGD", optimizer_kwargs={"momentun": 0.9})
+
+
+def test_what_the_schedules_say_is_asked_for_in_one_call():
+    config = PPOConfig(
+        learning_rate=Linear(1.0, 0.0),
+        learning_rates={"critic": Linear(2.0, 0.0)},
+        clip_range=0.2,
+        clip_range_high=Linear(0.4, 0.2),
+        entropy_coef=Linear(0.0, 0.1),
+    )
+    assert config.at(0.5) == {
+        "learning_rate": 0.5,
+        "learning_rates": {"critic": 1.0},
+        "clip_range": 0.2,
+        "clip_range_high": pytest.approx(0.3),
+        "entropy_coef": 0.05,
+    }
+    assert PPOConfig().at(1.0)["clip_range_high"] is None
+
+
+def test_the_rates_of_groups_are_the_configs_own():
+    rates = {"critic": 1e-3}
+    config = PPOConfig(learning_rates=rates)
+    rates["critic"] = 5.0
+    assert config.learning_rates == {"critic": Constant(1e-3)}
 
 
 def test_the_policy_comes_as_object_or_mapping():
@@ -192,15 +260,21 @@ num_steps: 1_000
 num_epochs: 4
 minibatch_size: 1e2
 learning_rate: {linear: [3e-4, 0]}
+learning_rates: {critic: {linear: [1e-3, 0]}, actor: 3e-4}
+adaptive_kl: 1e-2
 adam_eps: 1e-8
+weight_decay: 1e-2
 gamma: .9
 gae_lambda: 1
 clip_range: {linear: [2e-1, 1e-1]}
+clip_range_high: 3e-1
+dual_clip: 3
 value_clip_range: 0.2
 value_coef: 1
 entropy_coef: 1e-2
 max_grad_norm: 5.
 target_kl: 1.5e-2
+recompute_advantages: true
 normalize_advantages: none
 normalize_rewards: false
 policy:
@@ -222,15 +296,21 @@ policy:
         num_epochs=4,
         minibatch_size=100,
         learning_rate=Linear(3e-4, 0.0),
+        learning_rates={"critic": Linear(1e-3, 0.0), "actor": Constant(3e-4)},
+        adaptive_kl=0.01,
         adam_eps=1e-8,
+        weight_decay=0.01,
         gamma=0.9,
         gae_lambda=1.0,
         clip_range=Linear(0.2, 0.1),
+        clip_range_high=Constant(0.3),
+        dual_clip=3.0,
         value_clip_range=0.2,
         value_coef=1.0,
         entropy_coef=0.01,
         max_grad_norm=5.0,
         target_kl=0.015,
+        recompute_advantages=True,
         normalize_advantages="none",
         normalize_rewards=False,
         policy=PolicyConfig(
@@ -324,6 +404,9 @@ env_kwargs:
         ("\nnormalize_rewards: 1", 2, ["normalize_rewards", "1"]),
         ("\nnormalize_rewards: 'true'", 2, ["normalize_rewards"]),
         ("\nnormalize_advantages: batch", 2, ["normalize_advantages", "rollout", "batch"]),
+        ("gamma: 1\nlearning_rates: {critic: fast}", 2, ["learning_rates.critic", "fast"]),
+        ("gamma: 1\nlearning_rates: {critic: -1}", 2, ["learning_rates", "0 or more"]),
+        ("gamma: 1\noptimizer: Adagrat", 2, ["'Adagrat'", "'Adagrad'"]),
         ("gamma: 1\ntarget_kl: off", 2, ["target_kl", "off"]),
         ("gamma: 1\nenv: [CartPole-v1]", 2, ["env", "CartPole-v1"]),
         ("gamma: 1\nenv_kwargs: [1]", 2, ["env_kwargs"]),
@@ -583,8 +666,16 @@ configs = st.builds(
     normalize_advantages=st.sampled_from(["rollout", "minibatch", "none"]),
     normalize_rewards=st.booleans(),
     policy=policies,
+    learning_rates=st.dictionaries(words, schedules, max_size=2),
+    adaptive_kl=st.none() | positive,
+    weight_decay=numbers,
+    clip_range_high=st.none() | schedules,
+    dual_clip=st.none() | st.floats(1.0, 1e3, exclude_min=True),
+    recompute_advantages=st.booleans(),
 ) | st.builds(
     PPOConfig,
+    optimizer=st.just("SGD"),
+    optimizer_kwargs=st.fixed_dictionaries({"momentum": st.floats(0.0, 1.0)}),
     env_kwargs=st.dictionaries(words, plain, max_size=2),
     wrappers=st.lists(
         st.just("FlattenObservation")

@@ -1,7 +1,9 @@
 import copy
 import math
 
+import numpy as np
 import pytest
+import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,6 +55,55 @@ def test_flat_adam_is_torch_adam_with_a_clip_per_network(seed, max_norm, eps):
         assert norm == pytest.approx(math.hypot(*(float(n) for n in norms)), rel=1e-5)
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1, 10.0])
+@pytest.mark.parametrize("rates", [1e-2, [1e-2, 3e-3]])
+def test_weight_decay_is_decoupled_and_every_network_has_its_rate(weight_decay, rates):
+    layers, groups = groups_of_layers()
+    before = [p.detach().double().reshape(-1).tolist() for p in layers.parameters()]
+    flat = FlatAdam(groups, 1e-5, weight_decay)
+    generator = torch.Generator().manual_seed(0)
+    gradients = [[] for _ in before]
+    for _ in range(5):
+        for parameter, history in zip(layers.parameters(), gradients, strict=True):
+            gradient = torch.randn(parameter.shape, generator=generator)
+            parameter.grad.copy_(gradient)
+            history.append(gradient.double().reshape(-1).tolist())
+        flat.step(rates, 1e6)
+    for number, parameter in enumerate(layers.parameters()):
+        rate = rates if isinstance(rates, float) else rates[number >= 4]
+        wanted = reference.weight_decayed_adam(
+            before[number], gradients[number], rate, weight_decay, 1e-5
+        )
+        np.testing.assert_allclose(parameter.detach().reshape(-1), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_one_rate_for_all_is_one_number():
+    _, groups = groups_of_layers()
+    flat = FlatAdam(groups, 1e-5)
+    assert flat.rates(1e-3, {}) == flat.rates(1e-3, {"critic": 1e-3}) == 1e-3
+    assert flat.rates(5.0, {"actor": 1e-3, "critic": 1e-3}) == 1e-3
+    assert flat.rates(1e-3, {"critic": 1e-2}) == [1e-3, 1e-2]
+
+
+def test_the_parts_of_a_network_of_two_dtypes_share_its_rate():
+    both = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2).double())]
+    flat = FlatAdam({"both": both, "other": [nn.Parameter(torch.ones(3))]}, 1e-5)
+    rates = dict(zip(flat.names, flat.rates(0.1, {"both": 0.2}), strict=True))
+    assert rates == {"both": 0.2, "both1": 0.2, "other": 0.1}
+
+
+def test_equal_rates_given_one_by_one_change_no_bit():
+    trained = []
+    for rates in (1e-2, [1e-2, 1e-2]):
+        layers, groups = groups_of_layers()
+        flat = FlatAdam(groups, 1e-5)
+        for number, gradient in enumerate(flat.gradients):
+            gradient.fill_(0.5 + number)
+        flat.step(rates, 0.1)
+        trained.append(dict(layers.state_dict()))
+    assert_bitwise_equal(*trained)
 
 
 def test_flat_adam_moves_parameters_into_one_vector_without_changing_them():

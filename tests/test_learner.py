@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -25,7 +26,8 @@ from small_policies import (
 from torch import nn
 
 from ppo import ActorCritic, Batch, Evaluation, PolicyConfig, make_policy
-from ppo.errors import NonFiniteError
+from ppo.errors import ConfigError, NonFiniteError
+from ppo.learner.adaptive_rate import MAX_SCALE
 from ppo.learner.eager import METRICS, EagerGradient
 from ppo.learner.learner import parameter_groups
 from ppo.learner.recorded import RecordedGradient
@@ -47,11 +49,11 @@ def test_the_gradient_of_a_small_policy_is_recorded(make, kind):
 
 @pytest.mark.parametrize("action_space", [DISCRETE, BOX])
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
-@pytest.mark.parametrize("per_minibatch", [False, True])
-def test_whole_updates_are_the_same_by_either_gradient(action_space, activation, per_minibatch):
+@pytest.mark.parametrize("normalized", ["none", "minibatch"])
+def test_whole_updates_are_the_same_by_either_gradient(action_space, activation, normalized):
     config = PolicyConfig(hidden_sizes=(16, 16), activation=activation)
     policies = build(action_space, config), eager(build(action_space, config))
-    learners = [make_learner(p, normalize_advantages=per_minibatch) for p in policies]
+    learners = [make_learner(p, normalize_advantages=normalized) for p in policies]
     for number in range(4):
         batch = make_batch(policies[1], 50, seed=number)
         metrics = [improve(learner, batch, number, learning_rate=3e-3) for learner in learners]
@@ -252,7 +254,7 @@ def test_rows_that_still_carry_a_gradient_are_constants(make):
 def test_the_metrics_are_finite_means_with_the_documented_names():
     policy = build()
     metrics = improve(make_learner(policy), make_batch(policy))
-    assert set(metrics) == {*METRICS, "grad_norm"}
+    assert set(metrics) == {*METRICS, "grad_norm", "learning_rate"}
     assert all(type(value) is float and math.isfinite(value) for value in metrics.values())
 
 
@@ -397,3 +399,157 @@ def test_a_policy_with_only_the_three_methods_trains_as_one_network():
     assert all(math.isfinite(value) for value in metrics.values())
     assert (parameters(policy) != before).any()
     assert set(learner.state_dict()) == {"policy.exp_avg", "policy.exp_avg_sq", "policy.step"}
+
+
+# Options of the algorithm
+
+
+@pytest.mark.parametrize("make", [build, lambda: eager(build())])
+@pytest.mark.parametrize(
+    ("settings", "update"),
+    [
+        ({"dual_clip": 1.01}, {}),
+        ({}, {"clip_range_high": 0.9}),
+        ({"weight_decay": 10.0}, {}),
+        ({"optimizer": "SGD"}, {}),
+        ({"learning_rates": ["critic"]}, {"learning_rates": {"critic": 1e-2}}),
+        ({"adaptive_kl": 1.0}, {}),
+    ],
+)
+def test_every_option_changes_how_a_policy_learns(make, settings, update):
+    ends = []
+    for chosen, given_now in (({}, {}), (settings, update)):
+        policy = make()
+        learner = make_learner(policy, **chosen)
+        for number in range(2):
+            batch = make_batch(policy, log_ratios=0.5, seed=number)
+            improve(learner, batch, number, learning_rate=3e-3, **given_now)
+        ends.append(parameters(policy))
+    assert not torch.allclose(*ends)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "SGD"])
+def test_a_group_learns_at_its_own_rate_and_the_others_do_not_notice(optimizer):
+    trained = []
+    for own in ({}, {"critic": 0.0}):
+        policy = build()
+        learner = make_learner(policy, optimizer=optimizer, learning_rates=own)
+        before = copy.deepcopy(policy.state_dict())
+        metrics = improve(learner, make_batch(policy), learning_rates=own)
+        assert metrics["learning_rate"] == UPDATE["learning_rate"]
+        assert torch.equal(policy.value_head.weight, before["value_head.weight"]) == bool(own)
+        trained.append([*policy.actor_body.parameters(), *policy.action_head.parameters()])
+    for one, other in zip(*trained, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("make", "groups"),
+    [
+        (build, "actor, critic"),
+        (lambda: build(config=PolicyConfig(hidden_sizes=(8,), shared=True)), "policy"),
+        (OwnPolicy, "policy"),
+    ],
+)
+def test_a_rate_for_a_group_that_the_policy_does_not_have_is_an_error(make, groups):
+    with pytest.raises(ConfigError, match=f"learning_rates has 'encoder'.* it has {groups};"):
+        make_learner(make(), learning_rates={"encoder": 1e-3})
+
+
+def rates_and_kls(learner, policy, updates, **update):
+    """The learning rate and the KL of every update of one epoch of one minibatch."""
+    found = []
+    for number in range(updates):
+        metrics = improve(learner, make_batch(policy, seed=number), number, **update)
+        found.append((metrics["learning_rate"], metrics["approx_kl"]))
+    return found
+
+
+@pytest.mark.parametrize("make", [build, lambda: eager(build())])
+def test_the_learning_rate_follows_the_kl_of_the_update_before(make):
+    policy = make()
+    learner = make_learner(policy, num_epochs=1, minibatch_size=48, adaptive_kl=0.005)
+    found = rates_and_kls(learner, policy, 12)
+    assert found[0][0] == UPDATE["learning_rate"]
+    for (rate, kl), (after, _) in itertools.pairwise(found):
+        factor = 1 / 1.5 if kl > 0.01 else 1.5 if kl < 0.0025 else 1.0
+        assert after == pytest.approx(rate * factor)
+
+
+def test_the_kl_of_an_update_is_that_of_its_last_epoch():
+    # The first epoch starts at ratio 1, and its KL is next to nothing.
+    kls = {}
+    for epochs in (1, 6):
+        policy = build()
+        learner = make_learner(policy, num_epochs=epochs, minibatch_size=48)
+        batch = make_batch(policy, log_ratios=0.0)
+        kls[epochs] = improve(learner, batch, learning_rate=1e-2)["approx_kl"]
+    assert kls[1] == pytest.approx(0.0, abs=1e-6)
+    mean = kls[6]
+    for desired, scale in [(mean * 0.55, 1 / 1.5), (mean * 100, 1.5)]:
+        policy = build()
+        learner = make_learner(policy, num_epochs=6, minibatch_size=48, adaptive_kl=desired)
+        batch = make_batch(policy, log_ratios=0.0)
+        improve(learner, batch, learning_rate=1e-2)
+        # 2 * 0.55 of the mean is more than the mean, but less than the last.
+        assert learner.state_dict()["learning_rate_scale"] == pytest.approx(scale)
+
+
+def test_the_rates_of_all_groups_are_scaled():
+    ends = []
+    for scale, adaptive in ((2.0, 1e6), (1.0, None)):
+        policy = build()
+        learner = make_learner(policy, adaptive_kl=adaptive, learning_rates=["critic"])
+        if adaptive:
+            state = learner.state_dict()
+            state["learning_rate_scale"].fill_(scale)
+            learner.load_state_dict(state)
+        rates = {"learning_rate": 1e-3 / scale, "learning_rates": {"critic": 3e-3 / scale}}
+        assert improve(learner, make_batch(policy), **rates)["learning_rate"] == 1e-3
+        ends.append(parameters(policy))
+    assert torch.equal(*ends)
+
+
+def test_an_adaptive_rate_goes_on_from_its_state_dict_and_is_not_moved_by_a_failure():
+    policy = build()
+    learner = make_learner(policy, adaptive_kl=1e6)
+    improve(learner, make_batch(policy))
+    assert learner.state_dict()["learning_rate_scale"] == 1.5
+    batch = make_batch(policy)
+    with pytest.raises(NonFiniteError):
+        improve(learner, batch.replace(returns=batch.returns * torch.nan))
+    assert learner.state_dict()["learning_rate_scale"] == 1.5
+    other = make_learner(build(), adaptive_kl=1e6)
+    other.load_state_dict(learner.state_dict())
+    assert improve(other, batch)["learning_rate"] == 1.5 * UPDATE["learning_rate"]
+
+    before = learner.state_dict()
+    del before["learning_rate_scale"]  # as a file from before there was one
+    other.load_state_dict(before)
+    assert improve(other, batch)["learning_rate"] == UPDATE["learning_rate"]
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, 1e9, math.nan, math.inf])
+def test_a_scale_out_of_bounds_is_refused_whole(scale):
+    policy = build()
+    learner = make_learner(policy, adaptive_kl=1e6)
+    for number in range(8):
+        improve(learner, make_batch(policy, seed=number))
+    before = parts(policy, learner)
+    assert before["optimizer.learning_rate_scale"] == MAX_SCALE
+    state = {name: tensor + 1.0 for name, tensor in learner.state_dict().items()}
+    state["learning_rate_scale"] = torch.tensor(scale)
+    with pytest.raises(ValueError, match="learning_rate_scale is"):
+        learner.load_state_dict(state)
+    assert_bitwise_equal(parts(policy, learner), before)
+
+
+def test_without_an_adaptive_rate_the_state_is_that_of_the_optimizer():
+    policy = build()
+    learner = make_learner(policy)
+    improve(learner, make_batch(policy))
+    assert {name.partition(".")[2] for name in learner.state_dict()} == {
+        "exp_avg",
+        "exp_avg_sq",
+        "step",
+    }

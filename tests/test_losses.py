@@ -13,7 +13,6 @@ from ppo.losses import (
     PPOLoss,
     approximate_kl,
     clip_fraction,
-    explained_variance,
     policy_loss,
     ppo_loss,
     value_loss,
@@ -29,6 +28,8 @@ SETTINGS = {
     "value_clip_range": 0.5,
 }
 MASK = torch.rand(64, generator=torch.Generator().manual_seed(1)) < 0.5
+OPTIONS = {"clip_range_high": 0.3, "dual_clip": 1.5}
+ALL = SETTINGS | OPTIONS
 clip_ranges = st.sampled_from([0.0, 0.1, 0.2, 0.5])
 
 
@@ -49,8 +50,16 @@ def gradients(loss, arguments):
 
 
 @law
-@given(masked_rows(count=7), clip_ranges, st.sampled_from([None, 0.1, 1.0]))
-def test_ppo_loss_and_its_parts_follow_the_definitions(drawn, clip_range, value_clip_range):
+@given(
+    masked_rows(count=7),
+    clip_ranges,
+    st.sampled_from([None, 0.1, 1.0]),
+    st.none() | clip_ranges,
+    st.sampled_from([None, 1.1, 3.0]),
+)
+def test_ppo_loss_and_its_parts_follow_the_definitions(
+    drawn, clip_range, value_clip_range, high, dual_clip
+):
     arrays, valid = drawn
     new, old, advantages, values, returns, entropy, old_values = (x[valid] for x in arrays)
     arguments = dict(zip(NAMES, torch.as_tensor(arrays), strict=True))
@@ -61,14 +70,17 @@ def test_ppo_loss_and_its_parts_follow_the_definitions(drawn, clip_range, value_
         entropy_coef=0.3,
         value_clip_range=value_clip_range,
         valid=torch.as_tensor(valid),
+        clip_range_high=high,
+        dual_clip=dual_clip,
     )
-    policy = -reference.policy_objective(new, old, advantages, clip_range)
+    policy = -reference.policy_objective(new, old, advantages, clip_range, high, dual_clip)
     value = reference.value_loss(values, returns, old_values, value_clip_range)
     assert loss.policy_loss.item() == pytest.approx(policy)
     assert loss.value_loss.item() == pytest.approx(value)
     assert loss.entropy.item() == pytest.approx(entropy.mean())
     assert loss.approx_kl.item() == pytest.approx(reference.approximate_kl(new, old))
-    assert loss.clip_fraction.item() == pytest.approx(reference.clip_fraction(new, old, clip_range))
+    fraction = reference.clip_fraction(new, old, clip_range, high)
+    assert loss.clip_fraction.item() == pytest.approx(fraction)
     assert loss.total.item() == pytest.approx(policy + 0.7 * value - 0.3 * entropy.mean())
 
 
@@ -78,9 +90,9 @@ def test_value_loss_has_no_half():
 
 def test_ppo_loss_is_made_of_the_public_parts():
     a = rows(valid=MASK)
-    loss = ppo_loss(**a, **SETTINGS)
+    loss = ppo_loss(**a, **ALL)
     new, old, valid = a["log_probs"], a["old_log_probs"], a["valid"]
-    policy = policy_loss(new, old, a["advantages"], clip_range=0.2, valid=valid)
+    policy = policy_loss(new, old, a["advantages"], clip_range=0.2, valid=valid, **OPTIONS)
     value = value_loss(
         a["values"],
         a["returns"],
@@ -91,7 +103,8 @@ def test_ppo_loss_is_made_of_the_public_parts():
     assert torch.equal(loss.policy_loss, policy)
     assert torch.equal(loss.value_loss, value)
     assert torch.equal(loss.approx_kl, approximate_kl(new, old, valid))
-    assert torch.equal(loss.clip_fraction, clip_fraction(new, old, clip_range=0.2, valid=valid))
+    fraction = clip_fraction(new, old, clip_range=0.2, valid=valid, clip_range_high=0.3)
+    assert torch.equal(loss.clip_fraction, fraction)
     torch.testing.assert_close(loss.total, policy + 0.7 * value - 0.3 * loss.entropy)
 
 
@@ -162,6 +175,54 @@ def test_the_clip_stops_the_gradient_only_where_it_would_lead_further_away(ratio
     torch.testing.assert_close(new.grad, -ratio * advantages if flows else torch.zeros(1).double())
 
 
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "flows"),
+    [
+        (1.25, 1.0, True),
+        (1.35, 1.0, False),
+        (0.85, -1.0, True),
+        (0.75, -1.0, False),
+        (1.35, -1.0, True),
+    ],
+)
+def test_the_clip_range_may_be_wider_upwards(ratio, advantage, flows):
+    new = torch.tensor([math.log(ratio)], dtype=F64, requires_grad=True)
+    advantages, old = torch.tensor([advantage], dtype=F64), torch.zeros(1, dtype=F64)
+    policy_loss(new, old, advantages, clip_range=0.2, clip_range_high=0.3).backward()
+    torch.testing.assert_close(new.grad, -ratio * advantages if flows else torch.zeros(1).double())
+    outside = clip_fraction(new, old, clip_range=0.2, clip_range_high=0.3)
+    assert outside == float(not 0.8 < ratio < 1.3)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "flows", "objective"),
+    [
+        (2.9, -1.0, True, -2.9),
+        (3.1, -1.0, False, -3.0),
+        (20.0, -2.0, False, -6.0),
+        (0.7, -1.0, False, -0.8),  # by the first clip
+        (1.1, 2.0, True, 2.2),
+        (20.0, 2.0, False, 2.4),  # a bound for negative advantages only
+    ],
+)
+def test_the_dual_clip_bounds_what_a_bad_action_can_cost(ratio, advantage, flows, objective):
+    new = torch.tensor([math.log(ratio)], dtype=F64, requires_grad=True)
+    advantages, old = torch.tensor([advantage], dtype=F64), torch.zeros(1, dtype=F64)
+    loss = policy_loss(new, old, advantages, dual_clip=3.0)
+    loss.backward()
+    assert -loss.item() == pytest.approx(objective)
+    torch.testing.assert_close(new.grad, -ratio * advantages if flows else torch.zeros(1).double())
+
+
+def test_options_that_change_nothing_change_nothing():
+    a = rows()
+    same = {"clip_range_high": SETTINGS["clip_range"], "dual_clip": 1e9}
+    for actual, expected in zip(
+        ppo_loss(**a, **SETTINGS, **same), ppo_loss(**a, **SETTINGS), strict=True
+    ):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0.0)
+
+
 def test_value_clipping_takes_the_larger_error():
     values, returns, old = torch.tensor([2.0, 0.5]), torch.zeros(2), torch.tensor([1.0, 1.0])
     clipped = value_loss(values, returns, value_clip_range=0.2, old_values=old)
@@ -176,7 +237,7 @@ def test_the_gradient_is_that_of_finite_differences(value_clip_range, masked):
 
     def total(log_probs, values, entropy):
         learned = {"log_probs": log_probs, "values": values, "entropy": entropy}
-        settings = SETTINGS | {"value_clip_range": value_clip_range}
+        settings = ALL | {"value_clip_range": value_clip_range}
         return ppo_loss(**(a | learned), **settings, valid=valid).total
 
     assert torch.autograd.gradcheck(total, [a[name] for name in LEARNED])
@@ -190,7 +251,7 @@ def test_invalid_rows_are_as_if_they_were_not_there(seed, dtype, rubbish):
     valid[0] = True
     short = rows(**{name: x[valid] for name, x in full.items()})
     full = rows(**{name: torch.where(valid, x, rubbish) for name, x in full.items()})
-    masked, dropped = ppo_loss(**full, **SETTINGS, valid=valid), ppo_loss(**short, **SETTINGS)
+    masked, dropped = ppo_loss(**full, **ALL, valid=valid), ppo_loss(**short, **ALL)
     for actual, expected in zip(masked, dropped, strict=True):
         torch.testing.assert_close(actual, expected)
     for actual, expected in zip(
@@ -205,7 +266,7 @@ def test_invalid_rows_are_as_if_they_were_not_there(seed, dtype, rubbish):
 def test_rubbish_in_one_argument_of_an_invalid_row_stays_there(name, rubbish):
     clean = rows(valid=MASK)
     dirty = rows(**(clean | {name: torch.where(MASK, clean[name], rubbish)}))
-    actual, expected = ppo_loss(**dirty, **SETTINGS), ppo_loss(**clean, **SETTINGS)
+    actual, expected = ppo_loss(**dirty, **ALL), ppo_loss(**clean, **ALL)
     assert all(torch.equal(x, y) for x, y in zip(actual, expected, strict=True))
     for x, y in zip(gradients(actual.total, dirty), gradients(expected.total, clean), strict=True):
         assert torch.equal(x, y)
@@ -286,8 +347,8 @@ def test_it_compiles_to_one_graph(masked):
     valid = MASK if masked else None
     compiled = torch.compile(ppo_loss, fullgraph=True, backend="eager")
     actual, expected = (
-        compiled(**a, **SETTINGS, valid=valid),
-        ppo_loss(**a, **SETTINGS, valid=valid),
+        compiled(**a, **ALL, valid=valid),
+        ppo_loss(**a, **ALL, valid=valid),
     )
     for x, y in zip(actual, expected, strict=True):
         torch.testing.assert_close(x, y)
@@ -300,9 +361,9 @@ def test_its_traced_functional_gradient_is_that_of_autograd():
 
     def total(log_probs, values, entropy):
         learned = {"log_probs": log_probs, "values": values, "entropy": entropy}
-        return ppo_loss(**(a | learned), **SETTINGS).total
+        return ppo_loss(**(a | learned), **ALL).total
 
-    expected = gradients(ppo_loss(**a, **SETTINGS).total, a)
+    expected = gradients(ppo_loss(**a, **ALL).total, a)
     learned = [a[name].detach() for name in LEARNED]
     functional = torch.func.grad(total, argnums=(0, 1, 2))
     for actual in (functional(*learned), make_fx(functional)(*learned)(*learned)):
@@ -314,57 +375,26 @@ def test_no_value_is_read_on_the_host():
     # Tensors without data: whatever branched on a value would fail.
     a = {name: x.to("meta") for name, x in rows(valid=MASK).items()}
     weights = {name: torch.tensor(x, device="meta") for name, x in SETTINGS.items()}
-    loss = ppo_loss(**a, **weights)
+    weights["clip_range_high"] = torch.tensor(0.3, device="meta")
+    loss = ppo_loss(**a, **weights, dual_clip=1.5)
     assert all(part.shape == () and part.device.type == "meta" for part in loss)
-    assert explained_variance(a["values"], a["returns"], a["valid"]).device.type == "meta"
 
 
 def test_weights_and_ranges_may_be_tensors():
     a = rows()
     weights = {name: torch.tensor(x, dtype=F64) for name, x in SETTINGS.items()}
-    for actual, expected in zip(ppo_loss(**a, **weights), ppo_loss(**a, **SETTINGS), strict=True):
-        torch.testing.assert_close(actual, expected)
-
-
-@law
-@given(masked_rows(count=2), st.floats(-10, 10), st.sampled_from([np.float32, np.float64]))
-def test_explained_variance_is_1_minus_the_share_of_the_residual(drawn, shift, dtype):
-    (values, returns), valid = drawn
-    values, returns = values.astype(dtype), (returns + shift).astype(dtype)
-    share = explained_variance(values, returns, valid)
-    assert isinstance(share, np.ndarray)
-    assert share.dtype == dtype
-    tensors = (torch.as_tensor(x) for x in (values, returns, valid))
-    np.testing.assert_array_equal(explained_variance(*tensors).numpy(), share)
-    v, r = values[valid], returns[valid]
-    if len(r) == 1:
-        assert math.isnan(share)
-    elif dtype == np.float64:
-        assert 1 - share == pytest.approx(np.var(r - v) / np.var(r), rel=1e-6)
-
-
-def test_explained_variance_of_a_perfect_and_of_a_constant_critic():
-    returns = torch.randn(100, generator=torch.Generator().manual_seed(0))
-    assert explained_variance(returns, returns) == 1
-    assert explained_variance(returns + 7, returns).item() == pytest.approx(1)
-    assert explained_variance(torch.full((100,), 3.0), returns).item() == pytest.approx(0, abs=1e-5)
-
-
-@pytest.mark.parametrize("constant", [0.0, 0.1, 1e9])
-@pytest.mark.parametrize("dtype", [F32, F64])
-def test_explained_variance_of_equal_returns_is_nan(constant, dtype):
-    assert explained_variance(
-        torch.randn(7, dtype=dtype), torch.full((7,), constant).to(dtype)
-    ).isnan()
-
-
-@pytest.mark.parametrize("rubbish", [math.nan, math.inf])
-def test_explained_variance_reads_valid_rows_only(rubbish):
-    values, returns = torch.randn(2, 30, generator=torch.Generator().manual_seed(0))
-    valid = torch.arange(30) % 3 > 0
-    expected = explained_variance(values[valid], returns[valid])
-    values[~valid], returns[~valid] = rubbish, rubbish
-    torch.testing.assert_close(explained_variance(values, returns, valid), expected)
+    high = torch.tensor(0.3, dtype=F64)
+    for given_weights, plain in [
+        (weights, SETTINGS),
+        (weights | {"clip_range_high": high}, SETTINGS | {"clip_range_high": 0.3}),
+        (weights | {"clip_range_high": 0.3}, SETTINGS | {"clip_range_high": 0.3}),
+        (SETTINGS | {"clip_range_high": high}, SETTINGS | {"clip_range_high": 0.3}),
+    ]:
+        one, other = ppo_loss(**a, **given_weights), ppo_loss(**a, **plain)
+        for actual, expected in zip(one, other, strict=True):
+            torch.testing.assert_close(actual, expected)
+        for x, y in zip(gradients(one.total, a), gradients(other.total, a), strict=True):
+            torch.testing.assert_close(x, y)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "log_probs"])
@@ -407,10 +437,18 @@ def test_a_weight_on_a_missing_entropy_is_refused():
             ppo_loss(**a, entropy_coef=weight)
 
 
-@pytest.mark.parametrize("name", ["clip_range", "value_clip_range"])
+@pytest.mark.parametrize("name", ["clip_range", "value_clip_range", "clip_range_high"])
 def test_a_negative_or_nan_clip_range_is_refused(name):
     for wrong in (-0.1, math.nan):
         with pytest.raises(ValueError, match=rf"^{name} is .*at least 0"):
             ppo_loss(**rows(), **(SETTINGS | {name: wrong}))
     with pytest.raises(TypeError, match=rf"^{name} is '0.2'"):
         ppo_loss(**rows(), **(SETTINGS | {name: "0.2"}))
+
+
+def test_a_second_clip_of_1_or_less_is_refused():
+    for wrong in (1.0, 0.5, math.nan):
+        with pytest.raises(ValueError, match=r"^dual_clip is .*above 1"):
+            ppo_loss(**rows(), dual_clip=wrong)
+    with pytest.raises(TypeError, match=r"^dual_clip is '3'"):
+        ppo_loss(**rows(), dual_clip="3")

@@ -147,16 +147,19 @@ losses = st.builds(
     value_coef=st.sampled_from([0.0, 0.5, 2.0]),
     value_clip_range=st.sampled_from([None, 0.1, 1.0]),
     normalize_advantages=st.booleans(),
+    clip_range_high=st.sampled_from([None, 0.28]),
+    dual_clip=st.sampled_from([None, 1.5]),
 )
 
 
 @st.composite
-def log_ratios(draw, clip_range):
+def log_ratios(draw, loss):
     rows = draw(st.sampled_from([1, 2, 3, 17, 31, 64]))
     scale = draw(st.sampled_from([0.01, 0.3, 3.0, 30.0]))
     ratios = scale * torch.as_tensor(np.random.default_rng(draw(seeds)).normal(size=rows)).float()
     # On an edge of the loss, rounding decides which side a row is on.
-    for edge in (math.log1p(-clip_range), math.log1p(clip_range), MAX_LOG_RATIO, -MAX_LOG_RATIO):
+    edges = [math.log1p(-loss.clip_range), math.log1p(loss.clip_range), math.log1p(0.28)]
+    for edge in (*edges, math.log(1.5), MAX_LOG_RATIO, -MAX_LOG_RATIO):
         ratios[(ratios - edge).abs() < 1e-3] = edge + 2e-3
     return ratios
 
@@ -206,7 +209,7 @@ def default_policies(draw):
 def test_a_recording_of_the_default_policy_is_the_gradient_of_the_loss(data):
     policy, num_inputs = data.draw(default_policies())
     loss = data.draw(losses)
-    ratios = data.draw(log_ratios(loss.clip_range))
+    ratios = data.draw(log_ratios(loss))
     seed = data.draw(st.integers(0, 2**31))
     check_replays(policy, batches_for(policy, ratios, seed, num_inputs), loss)
 
@@ -378,7 +381,7 @@ def test_a_recording_of_an_own_policy_is_the_gradient_of_the_loss(name, data):
     torch.manual_seed(data.draw(seeds))
     policy = TwoParts(BODIES[name]())
     loss = data.draw(losses)
-    ratios = data.draw(log_ratios(loss.clip_range))
+    ratios = data.draw(log_ratios(loss))
     check_replays(policy, batches_for(policy, ratios, data.draw(st.integers(0, 2**31))), loss)
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from ppo.advantages import normalize
-from ppo.learner.flat_adam import FlatAdam
+from ppo.learner.flat_optimizer import FlatOptimizer
 from ppo.losses import ppo_loss
 from ppo.policies.protocol import Evaluation
 from ppo.rollout import Batch
@@ -29,6 +29,8 @@ class LossSettings:
     value_coef: float
     value_clip_range: float | None
     normalize_advantages: bool  # of each minibatch by itself
+    clip_range_high: float | None = None
+    dual_clip: float | None = None
 
 
 class Gradient(Protocol):
@@ -57,7 +59,7 @@ class EagerGradient:
 
     num_threads: int | None = None
 
-    def __init__(self, policy: nn.Module, optimizer: FlatAdam) -> None:
+    def __init__(self, policy: nn.Module, optimizer: FlatOptimizer) -> None:
         self._policy = policy
         self._optimizer = optimizer
 
@@ -82,6 +84,8 @@ class EagerGradient:
             entropy_coef=settings.entropy_coef,
             value_clip_range=settings.value_clip_range,
             old_values=batch.values,
+            clip_range_high=settings.clip_range_high,
+            dual_clip=settings.dual_clip,
         )
         self._optimizer.zero_grad()
         loss.total.backward()

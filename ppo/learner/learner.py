@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ppo.errors import NonFiniteError
+from ppo.errors import ConfigError, NonFiniteError
+from ppo.learner.adaptive_rate import MAX_SCALE, MIN_SCALE, adapted_scale
 from ppo.learner.eager import METRICS, EagerGradient, Gradient, LossSettings
 from ppo.learner.flat_adam import FlatAdam
+from ppo.learner.flat_optimizer import FlatOptimizer
 from ppo.learner.recorded import RecordedGradient
+from ppo.learner.settings import LearnerSettings
+from ppo.learner.torch_optimizer import TorchOptimizer
 from ppo.rollout import Batch
 
 __all__ = ["Learner"]
+
+_SCALE = "learning_rate_scale"
 
 
 class Learner:
@@ -24,42 +31,27 @@ class Learner:
 
     Args:
         policy: The policy, on its device.
-        num_epochs: Passes over the batch.
-        minibatch_size: Rows per gradient step.
-        value_coef: Weight of the value loss.
-        value_clip_range: ε of the value clip, or None.
-        max_grad_norm: Limit on the gradient norm of each network.
-        target_kl: Stop after an epoch whose mean KL exceeds this, or None.
-        adam_eps: Adam's denominator floor.
-        normalize_advantages: Normalise the advantages of each minibatch by itself.
+        settings: What holds for all updates.
+
+    Raises:
+        ConfigError: A learning rate is for a group of parameters that the policy does not have.
     """
 
-    def __init__(
-        self,
-        policy: nn.Module,
-        *,
-        num_epochs: int,
-        minibatch_size: int,
-        value_coef: float,
-        value_clip_range: float | None,
-        max_grad_norm: float,
-        target_kl: float | None,
-        adam_eps: float,
-        normalize_advantages: bool,
-    ) -> None:
+    def __init__(self, policy: nn.Module, settings: LearnerSettings) -> None:
         self._policy = policy
-        self._num_epochs = num_epochs
-        self._minibatch_size = minibatch_size
-        self._value_coef = value_coef
-        self._value_clip_range = value_clip_range
-        self._max_grad_norm = max_grad_norm
-        self._target_kl = target_kl
-        self._normalize_advantages = normalize_advantages
-        self._adam_eps = adam_eps
+        self._settings = settings
+        self._rate_scale = 1.0
+        groups = parameter_groups(policy)
+        for name in settings.learning_rates:
+            if name not in groups:
+                raise ConfigError(
+                    f"learning_rates has {name!r}, which is no group of parameters of the policy: "
+                    f"it has {', '.join(groups)}; a body that is shared has one rate"
+                )
         self._build()
 
     def _build(self) -> None:
-        self._optimizer = FlatAdam(parameter_groups(self._policy), self._adam_eps)
+        self._optimizer = make_optimizer(parameter_groups(self._policy), self._settings)
         self._trained = _trainable(self._policy)
         self._gradient = _fastest_gradient(self._policy, self._optimizer)
 
@@ -84,52 +76,71 @@ class Learner:
         learning_rate: float,
         clip_range: float,
         entropy_coef: float,
+        clip_range_high: float | None = None,
+        learning_rates: Mapping[str, float] = types.MappingProxyType({}),
     ) -> dict[str, float]:
         """Take all gradient steps of one update.
+
+        With `adaptive_kl` the learning rates are scaled, and after the update the scale of the
+        next one follows from the KL of the last epoch, which is about that of the whole update.
 
         Args:
             batch: Rows with `obs, actions, log_probs, values, advantages, returns`.
             generator: Draws the minibatches.
-            learning_rate: Adam's step size.
+            learning_rate: Step size of the optimizer.
             clip_range: ε of the ratio clip.
             entropy_coef: Weight of the entropy bonus.
+            clip_range_high: ε of the ratio clip upwards; None for `clip_range`.
+            learning_rates: Step sizes of groups of parameters that have their own.
 
         Returns:
-            Means over all gradient steps of `METRICS` and `grad_norm`, by name.
+            Means over all gradient steps of `METRICS` and `grad_norm`, and the `learning_rate` as
+            scaled, by name.
 
         Raises:
             NonFiniteError: A loss or gradient is not finite; policy and optimizer are as before.
         """
         self._take_up_changes()
         self._gradient.begin()
-        settings = LossSettings(
+        settings = self._settings
+        loss = LossSettings(
             clip_range,
             entropy_coef,
-            self._value_coef,
-            self._value_clip_range,
-            self._normalize_advantages,
+            settings.value_coef,
+            settings.value_clip_range,
+            settings.normalize_advantages == "minibatch",
+            clip_range_high,
+            settings.dual_clip,
         )
+        scale = self._rate_scale
+        own = {name: scale * rate for name, rate in learning_rates.items()}
+        rates = self._optimizer.rates(scale * learning_rate, own)
         # Rows are constants, also if whoever collected them left their history on.
         batch = batch.detach()
         undo = _Undo(self._policy, self._optimizer)
         # What overflows is found by its metric; NumPy need not warn of it as well.
         with _threads(self._gradient.num_threads), np.errstate(all="ignore"):
-            return self._run_epochs(batch, generator, settings, learning_rate, undo)
+            metrics, kl = self._run_epochs(batch, generator, loss, rates, undo)
+        if settings.adaptive_kl is not None:
+            self._rate_scale = adapted_scale(scale, kl, settings.adaptive_kl)
+        return metrics | {"learning_rate": scale * learning_rate}
 
     def _run_epochs(
         self,
         batch: Batch,
         generator: torch.Generator,
-        settings: LossSettings,
-        learning_rate: float,
+        loss: LossSettings,
+        rates: float | list[float],
         undo: _Undo,
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], float]:
+        """Means of the metrics, and the KL of the last epoch; NaN where there was none."""
+        settings, kl = self._settings, math.nan
         records: list[list[float | Tensor]] = []
-        for _ in range(self._num_epochs if len(batch) else 0):
+        for _ in range(settings.num_epochs if len(batch) else 0):
             first = len(records)
-            for mini in batch.minibatches(self._minibatch_size, generator):
-                metrics = self._gradient(mini, settings)
-                norm = self._optimizer.step(learning_rate, self._max_grad_norm)
+            for mini in batch.minibatches(settings.minibatch_size, generator):
+                metrics = self._gradient(mini, loss)
+                norm = self._optimizer.step(rates, settings.max_grad_norm)
                 records.append([*metrics, norm])
             epoch = _means(records[first:])
             bad = [name for name, mean in epoch.items() if not math.isfinite(mean)]
@@ -142,24 +153,47 @@ class Learner:
                     "are as they were before it. Lower learning_rate or max_grad_norm, or look "
                     "for huge rewards and observations."
                 )
-            if self._target_kl is not None and epoch["approx_kl"] > self._target_kl:
+            kl = epoch["approx_kl"]
+            if settings.target_kl is not None and kl > settings.target_kl:
                 break
-        return _means(records)
+        return _means(records), kl
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The optimizer's tensors, by name."""
-        return self._optimizer.state_dict()
+        """The optimizer's tensors, by name, and the scale of an adaptive learning rate."""
+        tensors = self._optimizer.state_dict()
+        if self._settings.adaptive_kl is not None:
+            tensors[_SCALE] = torch.tensor(self._rate_scale, dtype=torch.float64)
+        return tensors
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `state_dict` returned."""
+        """Put back what `state_dict` returned; without a scale it is 1.
+
+        Raises:
+            ValueError: They are not of such a learner.
+        """
+        tensors, scale = dict(tensors), 1.0
+        if self._settings.adaptive_kl is not None and _SCALE in tensors:
+            scale = float(tensors.pop(_SCALE))
+            if not MIN_SCALE <= scale <= MAX_SCALE:
+                raise ValueError(f"{_SCALE} is {scale}, wanted {MIN_SCALE} to {MAX_SCALE}")
         self._optimizer.load_state_dict(tensors)
+        self._rate_scale = scale
 
 
 def _trainable(policy: nn.Module) -> list[tuple[int, bool]]:
     return [(id(parameter), parameter.requires_grad) for parameter in policy.parameters()]
 
 
-def _fastest_gradient(policy: nn.Module, optimizer: FlatAdam) -> Gradient:
+def make_optimizer(
+    groups: Mapping[str, Sequence[nn.Parameter]], settings: LearnerSettings
+) -> FlatOptimizer:
+    """The optimizer that the settings name, over these parameters."""
+    if settings.optimizer == "adam":
+        return FlatAdam(groups, settings.adam_eps, settings.weight_decay)
+    return TorchOptimizer(groups, settings.optimizer, settings.optimizer_kwargs)
+
+
+def _fastest_gradient(policy: nn.Module, optimizer: FlatOptimizer) -> Gradient:
     """A recording where that pays, else autograd; both compute the same gradient."""
     if RecordedGradient.supports(optimizer):
         return RecordedGradient(policy, optimizer)
@@ -180,7 +214,7 @@ def _threads(count: int | None) -> Iterator[None]:
 class _Undo:
     """Copies of all tensors of policy and optimizer, to go back to if an update fails."""
 
-    def __init__(self, policy: nn.Module, optimizer: FlatAdam) -> None:
+    def __init__(self, policy: nn.Module, optimizer: FlatOptimizer) -> None:
         self._policy, self._optimizer = policy, optimizer
         self._tensors = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
         self._moments = optimizer.state_dict()

@@ -36,27 +36,35 @@ def policy_loss(
     log_probs: np.ndarray,
     old_log_probs: np.ndarray,
     advantages: np.ndarray,
-    clip_range: float,
+    settings: LossSettings,
     d_log_probs: np.ndarray,
 ) -> tuple[float, float, float]:
     """Write d loss / d log-prob `[B]`; returns policy loss, approximate KL and clip fraction."""
+    low = high = settings.clip_range
+    if settings.clip_range_high is not None:
+        high = settings.clip_range_high
     difference = log_probs - old_log_probs
     log_ratio = np.maximum(difference, -MAX_LOG_RATIO)
     np.minimum(log_ratio, MAX_LOG_RATIO, out=log_ratio)
     change = np.expm1(log_ratio)
     ratio = np.exp(log_ratio)
     surrogate = ratio * advantages
-    clipped = np.maximum(ratio, 1.0 - clip_range)
-    np.minimum(clipped, 1.0 + clip_range, out=clipped)
+    clipped = np.maximum(ratio, 1.0 - low)
+    np.minimum(clipped, 1.0 + high, out=clipped)
     clipped *= advantages
     # Only rows whose unclipped term is the minimum pull, and none beyond the clamp.
     pulls = surrogate <= clipped
     pulls &= log_ratio == difference
+    objective = np.minimum(surrogate, clipped)
+    if settings.dual_clip is not None:
+        bound = np.where(advantages < 0.0, settings.dual_clip * advantages, -np.inf)
+        pulls &= objective >= bound
+        np.maximum(objective, bound, out=objective)
     np.multiply(surrogate, pulls, out=d_log_probs)
     d_log_probs /= -len(difference)
-    outside = np.count_nonzero(np.abs(change) > clip_range) / len(change)
+    outside = np.abs(change) > low if high == low else (change < -low) | (change > high)
     change -= log_ratio
-    return -_mean(np.minimum(surrogate, clipped)), _mean(change), outside
+    return -_mean(objective), _mean(change), np.count_nonzero(outside) / len(change)
 
 
 def value_loss(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ppo.learner.eager import EagerGradient, LossSettings
-from ppo.learner.flat_adam import FlatAdam
+from ppo.learner.flat_optimizer import FlatOptimizer
 from ppo.learner.numpy_loss import normalized, policy_loss, value_loss
 from ppo.policies.protocol import Evaluation
 from ppo.recording import Fingerprint, Program, Tape, UnsupportedError
@@ -44,7 +44,7 @@ class RecordedGradient:
 
     num_threads: int | None = 1
 
-    def __init__(self, policy: nn.Module, optimizer: FlatAdam) -> None:
+    def __init__(self, policy: nn.Module, optimizer: FlatOptimizer) -> None:
         self._policy = policy
         self._optimizer = optimizer
         self._eager = EagerGradient(policy, optimizer)
@@ -53,7 +53,7 @@ class RecordedGradient:
         self._repeatable = False
 
     @staticmethod
-    def supports(optimizer: FlatAdam) -> bool:
+    def supports(optimizer: FlatOptimizer) -> bool:
         """True for parameters on the CPU that are small enough."""
         return all(
             p.device.type == "cpu"
@@ -193,7 +193,7 @@ class _Recording:
             self._log_probs,
             batch.log_probs.numpy(),
             advantages,
-            settings.clip_range,
+            settings,
             self._d_log_probs,
         )
         error = value_loss(self._values, batch, settings, self._d_values)

@@ -1,0 +1,216 @@
+import copy
+import math
+
+import pytest
+import torch
+from small_policies import assert_bitwise_equal, build, improve, make_batch, make_learner, parts
+from torch import nn
+
+from ppo.errors import ConfigError, NonFiniteError
+from ppo.learner.torch_optimizer import UNFIT, TorchOptimizer, check_options, optimizer_names
+
+KINDS = {name: (name, {}) for name in optimizer_names()} | {
+    "momentum": ("SGD", {"momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1}),
+    "centred": ("RMSprop", {"centered": True, "momentum": 0.9, "alpha": 0.9}),
+    "amsgrad": ("AdamW", {"amsgrad": True, "betas": [0.8, 0.9]}),
+}
+each = pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
+SLOW = {"Adadelta": 1.0, "Rprop": 1e-2}  # what these take for an ordinary step
+
+
+def learner_with(policy, name, options, **settings):
+    return make_learner(policy, optimizer=name, optimizer_kwargs=options, **settings)
+
+
+def small_networks():
+    torch.manual_seed(0)
+    layers = nn.ModuleList([nn.Linear(3, 5), nn.Linear(5, 2), nn.Linear(3, 1)])
+    actor = [*layers[0].parameters(), *layers[1].parameters()]
+    return layers, {"actor": actor, "critic": [*layers[2].parameters()]}
+
+
+def test_every_optimizer_of_torch_is_offered_or_refused_with_a_reason():
+    kinds = {
+        name
+        for name in torch.optim.__all__
+        if isinstance(getattr(torch.optim, name), type) and name != "Optimizer"
+    }
+    assert kinds == {*optimizer_names(), *UNFIT}
+    assert len(optimizer_names()) >= 10
+
+
+@each
+@pytest.mark.parametrize("max_norm", [0.1, 1e6])
+def test_a_vector_is_stepped_as_its_parameters_would_be(name, options, max_norm):
+    ours, our_groups = small_networks()
+    theirs, their_groups = small_networks()
+    before = [p.detach().clone() for p in theirs.parameters()]
+    flat = TorchOptimizer(our_groups, name, options)
+    plain = getattr(torch.optim, name)(
+        [{"params": members} for members in their_groups.values()], lr=0.0, **options
+    )
+    generator = torch.Generator().manual_seed(0)
+    for step in range(20):
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            gradient = torch.randn(one.shape, generator=generator) * 10 ** (step % 3 - 1)
+            one.grad.copy_(gradient)
+            other.grad = gradient.clone()
+        rates = [1e-2 / (step + 1), 1e-3]
+        norm = flat.step(rates, max_norm)
+        norms = [nn.utils.clip_grad_norm_(group, max_norm) for group in their_groups.values()]
+        for group, rate in zip(plain.param_groups, rates, strict=True):
+            group["lr"] = rate
+        plain.step()
+        assert norm == pytest.approx(math.hypot(*(float(n) for n in norms)), rel=1e-5)
+    for one, other, start in zip(ours.parameters(), theirs.parameters(), before, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(one, start)
+
+
+@each
+def test_it_goes_on_exactly_from_its_state_dict(name, options):
+    trained = []
+    for interrupted in (False, True):
+        policy = build(seed=3)
+        learner = learner_with(policy, name, options)
+        improve(learner, make_batch(policy, seed=1))
+        if interrupted:
+            state, weights = learner.state_dict(), copy.deepcopy(policy.state_dict())
+            improve(learner, make_batch(policy, seed=9))  # must not reach into the copies
+            policy = build(seed=4)
+            policy.load_state_dict(weights)
+            learner = learner_with(policy, name, options)
+            learner.load_state_dict(state)
+        improve(learner, make_batch(policy, seed=2))
+        trained.append(parts(policy, learner))
+    assert_bitwise_equal(*trained)
+
+
+@each
+@pytest.mark.parametrize("updates", [0, 1])
+def test_a_failed_update_changes_nothing(name, options, updates):
+    policy = build()
+    learner = learner_with(policy, name, options)
+    for number in range(updates):
+        improve(learner, make_batch(policy, seed=number))
+    before = parts(policy, learner)
+    batch = make_batch(policy, seed=5)
+    bad = batch.returns.clone()
+    bad[-1] = torch.nan
+    with pytest.raises(NonFiniteError):
+        improve(learner, batch.replace(returns=bad))
+    assert_bitwise_equal(parts(policy, learner), before)
+    trained = []
+    for one in (policy, build()):
+        own = learner if one is policy else learner_with(one, name, options)
+        for number in range(updates if one is not policy else 0):
+            improve(own, make_batch(one, seed=number))
+        improve(own, batch)
+        trained.append(parts(one, own))
+    assert_bitwise_equal(*trained)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda state: state.pop("actor.momentum_buffer"),
+        lambda state: state.update(extra=torch.zeros(1)),
+        lambda state: state.update({"critic.momentum_buffer": torch.zeros(3)}),
+        lambda state: state.update({"critic.exp_avg": state.pop("critic.momentum_buffer")}),
+    ],
+)
+def test_the_state_of_another_optimizer_is_refused_whole(damage):
+    policy = build()
+    learner = learner_with(policy, "SGD", {"momentum": 0.9})
+    improve(learner, make_batch(policy))
+    before = parts(policy, learner)
+    assert {"optimizer.actor.momentum_buffer", "optimizer.critic.momentum_buffer"} <= before.keys()
+    state = {name: tensor + 1.0 for name, tensor in learner.state_dict().items()}
+    damage(state)
+    with pytest.raises(ValueError, match="optimizer state"):
+        learner.load_state_dict(state)
+    assert_bitwise_equal(parts(policy, learner), before)
+
+
+def vectors(learner):
+    """What the optimizer keeps of every parameter, by the parameter's id."""
+    optimizer = learner._optimizer
+    states = optimizer._states()
+    kinds = [kind for kind, tensor in states[0].items() if tensor.ndim]
+    rows = optimizer._split(*([state[kind] for state in states] for kind in kinds))
+    return {id(p): torch.cat([torch.empty(0), *state]) for p, *state in rows}
+
+
+@each
+def test_what_is_frozen_and_released_leaves_all_others_alone(name, options):
+    policy = build()
+    learner = learner_with(policy, name, options)
+    rate = SLOW.get(name, 1e-3)
+    improve(learner, make_batch(policy), learning_rate=rate)
+    before, scalars = vectors(learner), learner.state_dict()
+    body = {id(parameter) for parameter in policy.actor_body.parameters()}
+    policy.actor_body.requires_grad_(False)
+    learner._take_up_changes()
+    assert vectors(learner).keys() == before.keys() - body
+    for key, state in vectors(learner).items():
+        assert torch.equal(state, before[key])
+    for key, tensor in learner.state_dict().items():
+        if tensor.ndim == 0:
+            assert torch.equal(tensor, scalars[key])
+
+    frozen = policy.actor_body.state_dict()
+    weights = {key: tensor.clone() for key, tensor in frozen.items()}
+    improve(learner, make_batch(policy, seed=1), learning_rate=rate)
+    assert_bitwise_equal(policy.actor_body.state_dict(), weights)
+    kept = vectors(learner)
+    policy.actor_body.requires_grad_(True)
+    learner._take_up_changes()
+    after = vectors(learner)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], state) for key, state in kept.items())
+    improve(learner, make_batch(policy, seed=2), learning_rate=rate)
+    assert not torch.equal(policy.actor_body[1].weight, weights["1.weight"])
+
+
+def test_an_optimizer_that_has_not_stepped_has_nothing_to_hand_over():
+    policy = build()
+    learner = learner_with(policy, "SGD", {"momentum": 0.9})
+    policy.actor_body.requires_grad_(False)
+    learner._take_up_changes()
+    assert learner.state_dict() == {}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_an_optimizer_that_needs_more_than_flat_gradients_is_refused_with_the_reason(name):
+    with pytest.raises(ConfigError, match=rf"{name} cannot be used here: .*take adam"):
+        check_options(name, {})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lr": 0.1}, "learning_rate"),
+        ({"momentun": 0.9}, "SGD: .*momentun"),
+        ({"momentum": -1.0}, "SGD: .*momentum"),
+        ({"momentum": "much"}, "SGD: "),
+    ],
+)
+def test_options_that_the_class_does_not_take_are_refused(options, words):
+    with pytest.raises(ConfigError, match=f"optimizer_kwargs .*{words}"):
+        check_options("SGD", options)
+
+
+def test_what_is_released_starts_at_the_present_rate():
+    # Rprop keeps a step size per parameter, at first the learning rate.
+    policy = build()
+    policy.actor_body.requires_grad_(False)
+    learner = learner_with(policy, "Rprop", {})
+    improve(learner, make_batch(policy), learning_rate=0.02)
+    policy.actor_body.requires_grad_(True)
+    learner._take_up_changes()
+    optimizer = learner._optimizer
+    sizes = optimizer._split([state["step_size"] for state in optimizer._states()])
+    body = {id(parameter) for parameter in policy.actor_body.parameters()}
+    released = [part for parameter, part in sizes if id(parameter) in body]
+    assert len(released) == len(body)
+    assert all(part == pytest.approx(0.02) for vector in released for part in vector.tolist())
