@@ -35,6 +35,7 @@ from ppo.evaluation import EvaluationResult, evaluate
 from ppo.losses import PPOLoss, approximate_kl, ppo_loss
 from ppo.policies import ActorCritic, Evaluation, Policy, PolicyConfig, make_policy
 from ppo.report import Report
+from ppo.revaluation import revalue
 from ppo.rollout import Batch, Episode, Rollout
 from ppo.schedules import Constant, Linear, Schedule
 from ppo.statistics import RewardScaler
@@ -79,4 +80,5 @@ __all__ = [
     "n_step_returns",
     "normalize",
     "ppo_loss",
+    "revalue",
 ]

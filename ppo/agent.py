@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from ppo.acting import act
@@ -31,7 +31,8 @@ from ppo.policies.snapshot import acts_in_workers
 from ppo.policies.state import PolicyState
 from ppo.progress import progress_bar
 from ppo.report import Callback, Report, asks_to_stop, episode_means
-from ppo.rollout import Episode, Rollout
+from ppo.revaluation import revalue
+from ppo.rollout import Batch, Episode, Rollout
 from ppo.spaces import Space, check_policy_spaces, space_from_dict, space_to_dict
 from ppo.statistics import RewardScaler
 from ppo.trees import map_tree
@@ -223,25 +224,18 @@ class PPOAgent:
             if scaler.num_envs != rewards.shape[1]:  # other environments: their returns start anew
                 scaler.reset(rewards.shape[1])
             rewards = scaler(rewards, rollout.terminated, rollout.truncated, rollout.valid)
-        advantages, returns = gae(
-            rewards,
-            rollout.values,
-            rollout.next_values,
-            rollout.terminated,
-            rollout.truncated,
-            gamma=config.gamma,
-            gae_lambda=config.gae_lambda,
-        )
+        batch, returns = self._with_advantages(rollout, rewards)
         explained = explained_variance(rollout.values, returns, rollout.valid)
-        if config.normalize_advantages == "rollout":
-            advantages = normalize(advantages, rollout.valid)
-        batch = rollout.flatten(advantages=advantages, returns=returns)  # [T, N] -> [B]
+
+        def refreshed() -> Batch:
+            return self._with_advantages(revalue(self.policy, rollout), rewards)[0]
 
         progress = min(self.steps / self.goal, 1.0) if self.goal else 0.0
         self._frozen = frozen_parameters(self.policy)
         metrics = self._learner.improve(
             batch,
             self._generator,
+            refreshed=refreshed if config.recompute_advantages else None,
             **config.at(progress),
         )
         if hasattr(self.policy, "update_normalizer"):
@@ -251,6 +245,22 @@ class PPOAgent:
         self.updates += 1
         metrics["explained_variance"] = float(explained)
         return metrics
+
+    def _with_advantages(self, rollout: Rollout, rewards: Tensor) -> tuple[Batch, Tensor]:
+        """The rows of a rollout with advantages and returns, `[T, N]` -> `[B]`; and the returns."""
+        config = self.config
+        advantages, returns = gae(
+            rewards,
+            rollout.values,
+            rollout.next_values,
+            rollout.terminated,
+            rollout.truncated,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+        )
+        if config.normalize_advantages == "rollout":
+            advantages = normalize(advantages, rollout.valid)
+        return rollout.flatten(advantages=advantages, returns=returns), returns
 
     def act(
         self,

@@ -39,6 +39,7 @@ from ppo import (
     make_policy,
     normalize,
     ppo_loss,
+    revalue,
 )
 from ppo.checkpoint import read_checkpoint
 from ppo.errors import (
@@ -664,14 +665,29 @@ def test_rollouts_may_come_from_different_numbers_of_environments():
 
 
 @pytest.mark.parametrize("env", [CountingEnv, WalkEnv])
-@pytest.mark.parametrize("advantages_per", ["rollout", "minibatch", "none"])
-@pytest.mark.parametrize("normalize_rewards", [False, True])
-def test_a_loop_of_public_names_computes_the_same_update(env, advantages_per, normalize_rewards):
+@pytest.mark.parametrize(
+    ("advantages_per", "normalize_rewards", "recompute", "memory"),
+    [
+        ("rollout", False, False, None),
+        ("rollout", True, False, None),
+        ("minibatch", False, False, None),
+        ("minibatch", True, True, None),
+        ("none", True, False, None),
+        ("none", False, True, None),
+        ("rollout", True, True, "lstm"),
+        ("minibatch", False, False, "gru"),
+    ],
+)
+def test_a_loop_of_public_names_computes_the_same_update(
+    env, advantages_per, normalize_rewards, recompute, memory
+):
     config = SMALL.replace(
         normalize_advantages=advantages_per,
         normalize_rewards=normalize_rewards,
+        recompute_advantages=recompute,
         entropy_coef=0.01,
         max_grad_norm=0.1,
+        policy=dataclasses.replace(SMALL.policy, memory=memory, memory_steps=3),
     )
     agent = PPOAgent(config=config, seed=1)
     with RolloutCollector(env, num_envs=2, seed=0) as collector:
@@ -689,21 +705,23 @@ def test_a_loop_of_public_names_computes_the_same_update(env, advantages_per, no
             rewards = rollout.rewards
             if normalize_rewards:
                 rewards = scaler(rewards, rollout.terminated, rollout.truncated)
-            advantages, returns = gae(
-                rewards,
-                rollout.values,
-                rollout.next_values,
-                rollout.terminated,
-                rollout.truncated,
-                gamma=config.gamma,
-                gae_lambda=config.gae_lambda,
-            )
-            if advantages_per == "rollout":
-                advantages = normalize(advantages)
-            batch = rollout.flatten(advantages=advantages, returns=returns)
-            for _ in range(config.num_epochs):
+            for epoch in range(config.num_epochs):
+                if recompute and epoch:
+                    rollout = revalue(mine, rollout)
+                advantages, returns = gae(
+                    rewards,
+                    rollout.values,
+                    rollout.next_values,
+                    rollout.terminated,
+                    rollout.truncated,
+                    gamma=config.gamma,
+                    gae_lambda=config.gae_lambda,
+                )
+                if advantages_per == "rollout":
+                    advantages = normalize(advantages)
+                batch = rollout.flatten(advantages=advantages, returns=returns)
                 for mini in batch.minibatches(config.minibatch_size, generator):
-                    new = mine.evaluate(mini.obs, mini.actions)
+                    new = mine.evaluate(mini.obs, mini.actions, **mini.context)
                     loss = ppo_loss(
                         new.log_probs,
                         mini.log_probs,
@@ -830,7 +848,7 @@ def test_an_environment_that_cannot_be_made_leaves_a_fresh_agent_fresh():
     with pytest.raises(EnvCreationError, match="NoSuchEnv"):
         agent.learn("NoSuchEnv-v0", 1)
     with pytest.raises(SpaceError):
-        agent.learn(lambda: WithSpaces(action_space=spaces.MultiBinary(2)), 1)
+        agent.learn(lambda: WithSpaces(action_space=spaces.Text(2)), 1)
     with pytest.raises(TypeError):
         agent.learn(3, 1)
     assert agent.policy is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -78,6 +78,7 @@ class Learner:
         entropy_coef: float,
         clip_range_high: float | None = None,
         learning_rates: Mapping[str, float] = types.MappingProxyType({}),
+        refreshed: Callable[[], Batch] | None = None,
     ) -> dict[str, float]:
         """Take all gradient steps of one update.
 
@@ -92,6 +93,7 @@ class Learner:
             entropy_coef: Weight of the entropy bonus.
             clip_range_high: ε of the ratio clip upwards; None for `clip_range`.
             learning_rates: Step sizes of groups of parameters that have their own.
+            refreshed: Called before every epoch but the first for the batch to use from then on.
 
         Returns:
             Means over all gradient steps of `METRICS` and `grad_norm`, and the `learning_rate` as
@@ -116,18 +118,25 @@ class Learner:
         own = {name: scale * rate for name, rate in learning_rates.items()}
         rates = self._optimizer.rates(scale * learning_rate, own)
         # Rows are constants, also if whoever collected them left their history on.
-        batch = batch.detach()
+        batches = self._batches(batch.detach(), refreshed)
         undo = _Undo(self._policy, self._optimizer)
         # What overflows is found by its metric; NumPy need not warn of it as well.
         with _threads(self._gradient.num_threads), np.errstate(all="ignore"):
-            metrics, kl = self._run_epochs(batch, generator, loss, rates, undo)
+            metrics, kl = self._run_epochs(batches, generator, loss, rates, undo)
         if settings.adaptive_kl is not None:
             self._rate_scale = adapted_scale(scale, kl, settings.adaptive_kl)
         return metrics | {"learning_rate": scale * learning_rate}
 
+    def _batches(self, batch: Batch, refreshed: Callable[[], Batch] | None) -> Iterator[Batch]:
+        """The batch of each epoch."""
+        for epoch in range(self._settings.num_epochs if len(batch) else 0):
+            if epoch and refreshed is not None:
+                batch = refreshed().detach()
+            yield batch
+
     def _run_epochs(
         self,
-        batch: Batch,
+        batches: Iterator[Batch],
         generator: torch.Generator,
         loss: LossSettings,
         rates: float | list[float],
@@ -136,7 +145,7 @@ class Learner:
         """Means of the metrics, and the KL of the last epoch; NaN where there was none."""
         settings, kl = self._settings, math.nan
         records: list[list[float | Tensor]] = []
-        for _ in range(settings.num_epochs if len(batch) else 0):
+        for batch in batches:
             first = len(records)
             for mini in batch.minibatches(settings.minibatch_size, generator):
                 metrics = self._gradient(mini, loss)
