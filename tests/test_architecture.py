@@ -19,6 +19,7 @@ FLOORS = [
     {"rollout", "report", "progress", "spaces", "envs", "policies", "config_parsing", "recording"},
     {"collector", "learner", "config", "checkpoint"},
     {"evaluation", "agent"},
+    {"probes"},
     {"cli"},
     {"__init__", "__main__"},
 ]
