@@ -120,7 +120,7 @@ PROBES: tuple[Probe, ...] = (
         env=envs.ConstantReward,
         answer=_values({-1.0: 1.0, 1.0: 1.0}, {(-1.0, -1.0): _SIGN}, _CRITIC),
         config=_CONFIG,
-        steps=2_000,
+        steps=4_000,
     ),
     Probe(
         name="seen-reward",
@@ -135,7 +135,7 @@ PROBES: tuple[Probe, ...] = (
             _CRITIC,
         ),
         config=_CONFIG,
-        steps=2_000,
+        steps=4_000,
     ),
     Probe(
         name="delayed-reward",
@@ -152,7 +152,7 @@ PROBES: tuple[Probe, ...] = (
             _CRITIC,
         ),
         config=_CONFIG,
-        steps=3_000,
+        steps=4_000,
     ),
     Probe(
         name="paying-action",
