@@ -48,23 +48,26 @@ def nested(leaves, depth):
     """Leaves, or dictionaries and tuples of one to three such, down to that depth."""
     tree = leaves
     for _ in range(depth):
-        below = tree
-        dicts = st.dictionaries(st.sampled_from(KEYS), below, min_size=1, max_size=3)
-        tuples = st.lists(below, min_size=1, max_size=2).map(tuple)
-        tree = leaves | dicts.map(spaces.Dict) | tuples.map(spaces.Tuple)
+        dicts = st.dictionaries(st.sampled_from(KEYS), tree, min_size=1, max_size=3)
+        tuples = st.lists(tree, min_size=1, max_size=2).map(tuple)
+        tree = choose(leaves, dicts.map(spaces.Dict), tuples.map(spaces.Tuple))
     return tree
 
 
-discrete_leaves = discretes | multi_discretes() | multi_binaries
-observation_leaves = st.one_of(
+def choose(*strategies):
+    """Each as often as the others, however many alternatives it has itself."""
+    return st.sampled_from(strategies).flatmap(lambda strategy: strategy)
+
+
+observation_leaves = choose(
     boxes(),
     boxes(st.sampled_from([np.int8, np.int32, np.int64])),
     bytes_vectors,
     discretes,
     multi_discretes(),
     multi_binaries,
-    # Encoding an image is slow: one draw in dozens.
-    st.integers(0, 9).flatmap(lambda number: images if number == 9 else boxes()),
+    # Encoding an image is slow: a few draws in a hundred have one.
+    choose(*[boxes()] * 7, images),
 )
 observation_spaces = nested(observation_leaves, 2)
-action_spaces = nested(boxes() | discrete_leaves, 2)
+action_spaces = nested(choose(boxes(), discretes, multi_discretes(), multi_binaries), 2)

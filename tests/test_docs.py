@@ -13,6 +13,7 @@ from ppo.config import PPOConfig
 
 DOCS = Path(__file__).parent.parent / "docs"
 MODULES = ["errors", "losses", "policies", "distributions", "schedules", "statistics"]
+MODULES += ["probes", "probes.environments"]
 # Users are handed these; they don't make them.
 GIVEN = {"ActorCritic", "EvaluationResult", "Report", "Rollout"}
 FUNCTIONS = [name for name in ppo.__all__ if inspect.isfunction(getattr(ppo, name))]

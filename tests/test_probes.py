@@ -516,6 +516,19 @@ def test_a_wrong_algorithm_fails_and_is_told_why(name, wrong, words, monkeypatch
     assert words in result.explanation
 
 
+def test_a_policy_that_was_not_trained_fails_every_probe_it_can_play():
+    for name in SOLVED:
+        probe = find(name)
+        for seed in range(5):
+            result = probe.judge(probe_policy(probe, seed))
+            assert result.outcome == "failed", (name, seed, result)
+
+
+def probe_policy(probe, seed):
+    env = probe.env()
+    return make_policy(env.observation_space, env.action_space, probe.config.policy, seed=seed)
+
+
 @pytest.mark.parametrize(("name", "words"), [("memory", "without memory"), ("mask", "illegal")])
 def test_a_policy_without_memory_or_masks_is_found_out_where_it_is_judged(name, words):
     probe = find(name)

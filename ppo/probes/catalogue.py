@@ -54,13 +54,18 @@ def _values(
 
 
 def _best(
-    best: float, mistakes: Mapping[float, str], otherwise: str, tolerance: float = 0.02
+    best: float,
+    mistakes: Mapping[float, str],
+    otherwise: str,
+    tolerance: float = 0.02,
+    sampled: bool = False,
 ) -> Return:
     return Return(
         expected=(best,),
         mistakes={(number,): meaning for number, meaning in mistakes.items()},
         otherwise=otherwise,
         tolerance=tolerance,
+        sampled=sampled,
     )
 
 
@@ -158,7 +163,13 @@ PROBES: tuple[Probe, ...] = (
         name="paying-action",
         tests="The actor learns: one of two actions pays.",
         env=envs.PayingAction,
-        answer=_best(1.0, {0.0: _SIGN}, "the actor does not learn: look at its gradient"),
+        answer=_best(
+            1.0,
+            {0.0: _SIGN, 0.5: "the actor does not learn: look at the gradient of its loss"},
+            "the actor hardly learns: look at the gradient of its loss",
+            tolerance=0.1,
+            sampled=True,
+        ),
         config=_CONFIG,
         steps=2_000,
     ),
@@ -166,7 +177,7 @@ PROBES: tuple[Probe, ...] = (
         name="matching-action",
         tests="The actor sees: which of two actions pays depends on the observation.",
         env=envs.MatchingAction,
-        answer=_best(1.0, {0.5: _BLIND, 0.0: _SIGN}, _BLIND),
+        answer=_best(1.0, {0.5: _BLIND, 0.0: _SIGN}, _BLIND, tolerance=0.1, sampled=True),
         config=_CONFIG,
         steps=3_000,
     ),

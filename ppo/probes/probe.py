@@ -130,11 +130,18 @@ class Values(Answer):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Return(Answer):
-    """The mean return of the likeliest actions over 100 episodes, which has a known best."""
+    """The mean return over 100 episodes, which has a known best.
+
+    Attributes:
+        sampled: Of sampled actions, where the likeliest may be right by chance.
+    """
+
+    sampled: bool = False
 
     def measure(self, policy: Policy, env: Callable[[], Env], seed: int) -> tuple[float, ...]:
         """Play."""
-        return (evaluate(policy, env, 100, seed=seed).mean_return,)
+        result = evaluate(policy, env, 100, deterministic=not self.sampled, seed=seed)
+        return (result.mean_return,)
 
     def describe(self, numbers: tuple[float, ...]) -> str:
         """`return 0.5`."""
