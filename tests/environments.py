@@ -221,70 +221,128 @@ def narrow_obs(env):
     return np.zeros(1, np.float32), 1.0, False, False, {}
 
 
-class ProbeEnv(gymnasium.Env):
-    """Base of the probes: environments so small that the values are known exactly."""
+def sample(space, rng):
+    """One element of a space, from that generator alone; containers as Gymnasium gives them."""
+    if isinstance(space, spaces.Dict):
+        return {key: sample(item, rng) for key, item in space.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(sample(item, rng) for item in space)
+    if isinstance(space, spaces.Discrete):
+        return space.dtype.type(space.start + rng.integers(space.n))
+    if isinstance(space, spaces.MultiDiscrete):
+        return (space.start + rng.integers(space.nvec)).astype(space.dtype)
+    if isinstance(space, spaces.MultiBinary):
+        return rng.integers(0, 2, space.shape).astype(space.dtype)
+    if np.issubdtype(space.dtype, np.integer):
+        return np.asarray(rng.integers(space.low, space.high, endpoint=True), space.dtype)
+    low = np.where(np.isfinite(space.low), space.low, np.minimum(space.high, 10.0) - 9.0)
+    high = np.where(np.isfinite(space.high), space.high, low + 9.0)
+    return np.asarray(np.clip(rng.uniform(low, high), space.low, space.high), space.dtype)
 
-    observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
-    action_space = TWO
+
+def draw_mask(space, rng):
+    """A mask as environments tell it, half of the actions legal; None for a Box.
+
+    For a MultiDiscrete one array per position, or all of them one after the other.
+    """
+    if isinstance(space, spaces.Dict):
+        masks = {key: draw_mask(item, rng) for key, item in space.items()}
+        # A leaf without mask may be left out.
+        return {key: mask for key, mask in masks.items() if mask is not None or rng.random() < 0.5}
+    if isinstance(space, spaces.Tuple):
+        return tuple(draw_mask(item, rng) for item in space)
+    if isinstance(space, spaces.Discrete):
+        return _some(rng, int(space.n))
+    if isinstance(space, spaces.MultiDiscrete):
+        positions = tuple(_some(rng, int(count)) for count in space.nvec.reshape(-1))
+        return positions if rng.random() < 0.5 else np.concatenate(positions)
+    if isinstance(space, spaces.MultiBinary):
+        return np.stack([_some(rng, 2) for _ in range(int(np.prod(space.shape)))])
+    return None
+
+
+def _some(rng, count):
+    legal = rng.random(count) < 0.5
+    legal[rng.integers(count)] = True
+    return legal
+
+
+def assert_member(space, action, path="action"):
+    """The action is of exactly the type, dtype and shape that its space declares, and in it."""
+    if isinstance(space, spaces.Dict):
+        assert type(action) is dict, f"{path}: {type(action)}"
+        assert list(action) == list(space.keys()), f"{path}: keys {list(action)}"
+        for key, item in space.items():
+            assert_member(item, action[key], f"{path}/{key}")
+    elif isinstance(space, spaces.Tuple):
+        assert type(action) is tuple, f"{path}: {type(action)}"
+        assert len(action) == len(space), f"{path}: {len(action)} items"
+        for index, item in enumerate(space):
+            assert_member(item, action[index], f"{path}/{index}")
+    elif isinstance(space, spaces.Discrete):
+        assert type(action) is space.dtype.type, f"{path}: {type(action)}"
+    else:
+        assert type(action) is np.ndarray, f"{path}: {type(action)}"
+        assert action.dtype == space.dtype, f"{path}: {action.dtype}"
+        assert action.shape == space.shape, f"{path}: {action.shape}"
+    assert space.contains(action), f"{path}: {action} is not in {space}"
+
+
+def assert_legal(space, action, mask, path="action"):
+    """The action is legal under a mask as `draw_mask` gives it."""
+    if mask is None:
+        return
+    if isinstance(space, spaces.Dict):
+        for key, part in mask.items():
+            assert_legal(space[key], action[key], part, f"{path}/{key}")
+    elif isinstance(space, spaces.Tuple):
+        for index, part in enumerate(mask):
+            assert_legal(space[index], action[index], part, f"{path}/{index}")
+    elif isinstance(space, spaces.Discrete):
+        assert mask[action - space.start], f"{path}: {action} under {mask}"
+    else:
+        chosen = action.reshape(-1)
+        if isinstance(space, spaces.MultiDiscrete):
+            chosen = (action - space.start).reshape(-1)
+            if not isinstance(mask, tuple):
+                mask = np.split(mask, np.cumsum(space.nvec.reshape(-1))[:-1])
+        for legal, value in zip(mask, chosen, strict=True):
+            assert legal[value], f"{path}: {action} under {mask}"
+
+
+class RandomSpacesEnv(gymnasium.Env):
+    """Observes samples of a space and takes nothing but legal actions of exactly the right type.
+
+    Everything that it does is a function of its seed. Whoever offends it gets an AssertionError.
+
+    Args:
+        observation_space: Of Box, Discrete, MultiDiscrete and MultiBinary, nested in any way.
+        action_space: Likewise.
+        masks: Draw a mask in every step and tell it as `info["action_mask"]`.
+        length: Steps of an episode; every other one is truncated instead of terminated.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self, observation_space, action_space, masks=False, length=5):
+        self.observation_space, self.action_space = observation_space, action_space
+        self.masks, self.length, self.episodes = masks, length, 0
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.count = 0
-        self.sign = float(self.np_random.choice([-1.0, 1.0]))
-        return self.observe(), {}
-
-    def observe(self):
-        return np.array([self.sign], np.float32)
-
-
-class OneStepProbe(ProbeEnv):
-    """One step, reward 1: V = 1."""
+        self.count, self.episodes = 0, self.episodes + 1
+        return self.observe()
 
     def step(self, action):
-        return self.observe(), 1.0, True, False, {}
-
-
-class SignProbe(ProbeEnv):
-    """One step, reward is the observation: V(s) = s."""
-
-    def step(self, action):
-        return self.observe(), self.sign, True, False, {}
-
-
-class DelayProbe(ProbeEnv):
-    """Two steps, 1 paid at the end: V(0) = gamma, V(1) = 1."""
-
-    def step(self, action):
+        assert_member(self.action_space, action)
+        assert_legal(self.action_space, action, self.mask)
         self.count += 1
-        return self.observe(), float(self.count == 2), self.count == 2, False, {}
+        over, truncates = self.count >= self.length, self.episodes % 2 == 0
+        obs, info = self.observe()
+        reward = float(self.np_random.normal())
+        return obs, reward, over and not truncates, over and truncates, info
 
     def observe(self):
-        return np.array([self.count], np.float32)
-
-
-class ActionProbe(ProbeEnv):
-    """One step that pays 1 for action 1 and 0 for action 0."""
-
-    def step(self, action):
-        return self.observe(), float(action), True, False, {}
-
-
-class MatchProbe(ProbeEnv):
-    """One step that pays 1 if the action is 1 exactly where the observation is positive."""
-
-    def step(self, action):
-        return self.observe(), float((action == 1) == (self.sign > 0)), True, False, {}
-
-
-class EndlessProbe(ProbeEnv):
-    """Pays 1 for ever and is truncated after `length` steps: V = 1 / (1 - gamma)."""
-
-    def __init__(self, length=10):
-        self.length = length
-
-    def step(self, action):
-        self.count += 1
-        return self.observe(), 1.0, False, self.count >= self.length, {}
-
-    def observe(self):
-        return np.zeros(1, np.float32)
+        self.mask = draw_mask(self.action_space, self.np_random) if self.masks else None
+        info = {} if self.mask is None else {"action_mask": self.mask}
+        return sample(self.observation_space, self.np_random), info

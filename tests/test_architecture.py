@@ -31,6 +31,7 @@ FLOORS = [
     },
     {"collector", "learner", "config", "checkpoint"},
     {"evaluation", "agent", "acting"},
+    {"probes"},
     {"cli"},
     {"__init__", "__main__"},
 ]

@@ -10,7 +10,6 @@ from environments import (
     VECTOR,
     AliasingEnv,
     CountingEnv,
-    EndlessProbe,
     ImageEnv,
     Recorder,
     WalkEnv,
@@ -32,6 +31,7 @@ from ppo.advantages import gae
 from ppo.collector import RolloutCollector
 from ppo.collector.streams import EPISODES, NOISE, POLICY, stream
 from ppo.policies import PolicyConfig, make_policy
+from ppo.probes.environments import Endless
 from ppo.rollout import Episode
 
 MODES = pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
@@ -114,7 +114,7 @@ def test_a_constant_reward_that_is_only_truncated_is_worth_one_over_one_minus_ga
         def value(self, obs):
             return torch.full((len(obs),), 10.0)
 
-    (rollout,) = collect(lambda: EndlessProbe(7), (30,), Exact())
+    (rollout,) = collect(lambda: Endless(7), (30,), Exact())
     result = gae(
         rollout.rewards,
         rollout.values,
@@ -148,7 +148,7 @@ def test_episodes_report_what_was_paid_over_the_borders_of_rollouts():
 
 @pytest.mark.parametrize("kind", ["columns", "vector"])
 def test_an_episode_is_summed_in_float64(kind):
-    class Penny(EndlessProbe):
+    class Penny(Endless):
         def step(self, action):
             obs, _, *rest = super().step(action)
             return obs, 0.01, *rest

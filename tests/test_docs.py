@@ -21,6 +21,7 @@ MODULES = [
     "schedules",
     "statistics",
 ]
+MODULES += ["probes", "probes.environments"]
 # Users are handed these; they don't make them.
 GIVEN = {"ActorCritic", "EvaluationResult", "Report", "Rollout"}
 FUNCTIONS = [name for name in ppo.__all__ if inspect.isfunction(getattr(ppo, name))]

@@ -8,15 +8,6 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from environments import (
-    ActionProbe,
-    DelayProbe,
-    EndlessProbe,
-    MatchProbe,
-    OneStepProbe,
-    ProbeEnv,
-    SignProbe,
-)
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
@@ -33,6 +24,15 @@ from ppo import (
     make_policy,
     normalize,
     ppo_loss,
+)
+from ppo.probes.environments import (
+    ConstantReward,
+    DelayedReward,
+    Endless,
+    MatchingAction,
+    PayingAction,
+    SeenReward,
+    Target,
 )
 
 # Rewards as they are, so that values can be compared; else the defaults but for size and speed.
@@ -57,32 +57,32 @@ def learn(env, steps, seed=0, **changes):
 
 
 def test_a_constant_reward_is_its_value():
-    agent = learn(OneStepProbe, 2_000)
+    agent = learn(ConstantReward, 2_000)
     assert values(agent, -1.0, 1.0) == pytest.approx([1.0, 1.0], abs=0.05)
 
 
 def test_a_reward_that_is_seen_is_its_value():
-    agent = learn(SignProbe, 2_000)
+    agent = learn(SeenReward, 2_000)
     assert values(agent, -1.0, 1.0) == pytest.approx([-1.0, 1.0], abs=0.05)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 0.9])
 def test_a_delayed_reward_is_discounted(gamma):
-    agent = learn(DelayProbe, 2_000, gamma=gamma)
+    agent = learn(DelayedReward, 2_000, gamma=gamma)
     assert values(agent, 0.0, 1.0) == pytest.approx([gamma, 1.0], abs=0.05)
 
 
 def test_an_action_that_pays_is_taken():
-    agent = learn(ActionProbe, 3_000)
-    assert agent.evaluate(ActionProbe, 20).mean_return == 1.0
-    assert agent.evaluate(ActionProbe, 100, deterministic=False).mean_return > 0.95
+    agent = learn(PayingAction, 3_000)
+    assert agent.evaluate(PayingAction, 20).mean_return == 1.0
+    assert agent.evaluate(PayingAction, 100, deterministic=False).mean_return > 0.95
     assert values(agent, 1.0) == pytest.approx([1.0], abs=0.1)
 
 
 def test_an_action_that_depends_on_the_observation_is_taken():
-    agent = learn(MatchProbe, 3_000)
-    assert agent.evaluate(MatchProbe, 20).mean_return == 1.0
-    assert agent.evaluate(MatchProbe, 100, deterministic=False).mean_return > 0.95
+    agent = learn(MatchingAction, 3_000)
+    assert agent.evaluate(MatchingAction, 20).mean_return == 1.0
+    assert agent.evaluate(MatchingAction, 100, deterministic=False).mean_return > 0.95
 
 
 # Truncation
@@ -90,18 +90,18 @@ def test_an_action_that_depends_on_the_observation_is_taken():
 
 @pytest.mark.parametrize("length", [1, 7])
 def test_a_time_limit_does_not_change_the_value_of_an_endless_task(length):
-    agent = learn(lambda: EndlessProbe(length), 4_000, gamma=0.9)
+    agent = learn(lambda: Endless(length), 4_000, gamma=0.9)
     assert values(agent, 0.0) == pytest.approx([10.0], rel=0.05)
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_nor_does_it_in_a_vector_environment(mode):
-    env = SyncVectorEnv([lambda: EndlessProbe(3)] * 4, autoreset_mode=mode)
+    env = SyncVectorEnv([lambda: Endless(3)] * 4, autoreset_mode=mode)
     agent = learn(env, 4_000, gamma=0.9)
     assert values(agent, 0.0) == pytest.approx([10.0], rel=0.05)
 
 
-class FiniteProbe(EndlessProbe):
+class FiniteProbe(Endless):
     """The same task, but its end is the end."""
 
     def step(self, action):
@@ -115,7 +115,7 @@ def test_a_real_end_does_change_it():
 
 
 def test_scaled_rewards_are_values_in_other_units():
-    agent = learn(lambda: EndlessProbe(3), 4_000, gamma=0.9, normalize_rewards=True)
+    agent = learn(lambda: Endless(3), 4_000, gamma=0.9, normalize_rewards=True)
     unit = float(agent._reward_scaler.moments.std)
     assert values(agent, 0.0)[0] * unit == pytest.approx(10.0, rel=0.1)
 
@@ -123,25 +123,12 @@ def test_scaled_rewards_are_values_in_other_units():
 # Continuous actions
 
 
-class TargetProbe(ProbeEnv):
-    """One step; pays minus the distance to a target that depends on the sign observed."""
-
-    def __init__(self, targets, low=-1.0, high=1.0):
-        self.targets = targets
-        self.action_space = spaces.Box(low, high, (1,), np.float32)
-
-    def step(self, action):
-        assert self.action_space.contains(action)
-        target = self.targets[self.sign > 0]
-        return self.observe(), -abs(float(action[0]) - target), True, False, {}
-
-
 def actions(agent):
     return agent.act(np.array([[-1.0], [1.0]], np.float32))[:, 0].tolist()
 
 
 def learn_target(targets, **bounds):
-    return learn(lambda: TargetProbe(targets, **bounds), 4_000, learning_rate=Linear(1e-2, 0.0))
+    return learn(lambda: Target(targets, **bounds), 4_000, learning_rate=Linear(1e-2, 0.0))
 
 
 def test_a_continuous_action_finds_its_place_and_stops_exploring():
@@ -177,8 +164,8 @@ class Rescaled(gymnasium.Wrapper):
 
 
 def test_units_do_not_matter_with_the_normalisers_of_the_defaults():
-    agent = learn(lambda: Rescaled(MatchProbe()), 3_000, normalize_rewards=True)
-    assert agent.evaluate(lambda: Rescaled(MatchProbe()), 20).mean_return == 1e5
+    agent = learn(lambda: Rescaled(MatchingAction()), 3_000, normalize_rewards=True)
+    assert agent.evaluate(lambda: Rescaled(MatchingAction()), 20).mean_return == 1e5
 
 
 @pytest.mark.parametrize(
@@ -202,13 +189,13 @@ def test_units_do_not_matter_with_the_normalisers_of_the_defaults():
     ids=lambda changes: " ".join(changes),
 )
 def test_every_option_learns(changes):
-    agent = learn(MatchProbe, 1_500, **changes)
-    assert agent.evaluate(MatchProbe, 20).mean_return == 1.0
+    agent = learn(MatchingAction, 1_500, **changes)
+    assert agent.evaluate(MatchingAction, 20).mean_return == 1.0
 
 
 def test_the_defaults_learn():
-    agent = PPOAgent().learn(MatchProbe, 6_000)
-    assert agent.evaluate(MatchProbe, 20).mean_return == 1.0
+    agent = PPOAgent().learn(MatchingAction, 6_000)
+    assert agent.evaluate(MatchingAction, 20).mean_return == 1.0
 
 
 class OwnPolicy(nn.Module):
@@ -237,8 +224,8 @@ class OwnPolicy(nn.Module):
 def test_a_policy_of_ones_own_learns():
     # Long enough for its gradient to be recorded on the way.
     torch.manual_seed(0)
-    agent = PPOAgent(OwnPolicy(1, 2, 16), config=CONFIG).learn(MatchProbe, 4_000)
-    assert agent.evaluate(MatchProbe, 20).mean_return == 1.0
+    agent = PPOAgent(OwnPolicy(1, 2, 16), config=CONFIG).learn(MatchingAction, 4_000)
+    assert agent.evaluate(MatchingAction, 20).mean_return == 1.0
 
 
 def custom_loop(env, steps, config, seed=0):
@@ -285,8 +272,8 @@ def custom_loop(env, steps, config, seed=0):
 
 
 def test_a_loop_of_ones_own_learns():
-    policy = custom_loop(MatchProbe, 2_000, CONFIG)
-    assert evaluate(policy, MatchProbe, 20).mean_return == 1.0
+    policy = custom_loop(MatchingAction, 2_000, CONFIG)
+    assert evaluate(policy, MatchingAction, 20).mean_return == 1.0
 
 
 # Minutes

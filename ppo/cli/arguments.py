@@ -22,6 +22,7 @@ examples:
   ppo evaluate runs/pendulum-20260101-120000-seed0
   ppo play runs/pendulum-20260101-120000-seed0 --video pendulum.gif
   ppo plot runs/pendulum-*                         several seeds in one picture
+  ppo check my_policy.py                           can this policy learn? tiny tasks tell
 
 exit status: 0 done, 1 failed, 2 wrong usage or configuration, 130 after Ctrl-C, 143 after SIGTERM
 """
@@ -105,6 +106,16 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument(
         "--out", metavar="FILE", help="default: RUN/curve.png, for several runs ./curves.png"
     )
+    check = command("check", "Train a policy on tiny tasks with known answers (ppo.probes).")
+    check.add_argument(
+        "policy",
+        nargs="?",
+        metavar="FILE.py[:FUNCTION]",
+        help="a file with a function make_policy(observation_space, action_space), or one of "
+        "another name; THE FILE IS RUN, as python FILE.py would (default: the default policy)",
+    )
+    check.add_argument("--only", nargs="+", metavar="PROBE", help="run these probes only")
+    check.add_argument("--seed", type=natural, default=0, help="default: 0")
     command("configs", "List the shipped configurations.")
     return parser
 

@@ -1,4 +1,4 @@
-"""The command `ppo`: train, resume, evaluate, play and plot runs."""
+"""The command `ppo`: train, resume, evaluate, play and plot runs, and check policies."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from ppo.agent import PPOAgent
 from ppo.cli.arguments import natural, parse_arguments
+from ppo.cli.checking import check
 from ppo.cli.playing import open_video, open_window, play
 from ppo.cli.plotting import plot_runs
 from ppo.cli.runs import RunFolder, target_return
@@ -225,6 +226,10 @@ def _plot(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check(args: argparse.Namespace) -> int:
+    return check(args.policy, args.only, args.seed)
+
+
 def _configs(args: argparse.Namespace) -> int:
     rows = [("NAME", "ENVIRONMENT", "STEPS")]
     for name in tuned_names():
@@ -292,6 +297,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "evaluate": _evaluate,
     "play": _play,
     "plot": _plot,
+    "check": _check,
     "configs": _configs,
 }
 
