@@ -190,7 +190,7 @@ PROBES: tuple[Probe, ...] = (
         env=functools.partial(envs.Endless, 1),
         answer=_values({0.0: _HORIZON}, {(1.0,): _TERMINATION}, _CRITIC),
         config=_CRITIC_CONFIG,
-        steps=5_000,
+        steps=6_000,
     ),
     Probe(
         name="final-observation",
@@ -206,7 +206,7 @@ PROBES: tuple[Probe, ...] = (
             _CRITIC,
         ),
         config=_CRITIC_CONFIG,
-        steps=6_000,
+        steps=5_000,
     ),
     _bound("bound", "gaussian", None),
     _bound("bound-squashed", "squashed", "squashed"),
