@@ -14,6 +14,7 @@ ARGUMENTS = {
     "custom_environment": [*SMALL, "--workers", "2"],
     # Long enough for an episode to end: only then is there a best policy.
     "continuous_control": ["--steps", "4096", "--episodes", "2"],
+    "memory": SMALL,
     "pixels": SMALL,
     "run_ppo": ["small.yaml", "num_epochs=1", "--episodes", "2", "--play"],
 }
