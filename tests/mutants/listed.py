@@ -250,6 +250,27 @@ STATISTICS = [
         "super()._load_from_state_dict(*args, **kwargs)",
         ("normalizer",),
     ),
+    Mutant(
+        "moments that go on from known ones forget how many they were",
+        "statistics.py",
+        '"m2": var * count',
+        '"m2": var',
+        ("statistics", "normalizer"),
+    ),
+    Mutant(
+        "the rounding of a constant return counts as spread",
+        "statistics.py",
+        "_NOISE * self.moments.mean.abs()",
+        "0.0 * self.moments.mean.abs()",
+        ("statistics",),
+    ),
+    Mutant(
+        "a tiny spread of returns is blown up without limit",
+        "statistics.py",
+        "std.clamp(min=_MIN_STD)",
+        "std",
+        ("statistics",),
+    ),
 ]
 
 SCHEDULES = [
@@ -280,6 +301,13 @@ SCHEDULES = [
         "config.clip_range(progress)",
         "config.clip_range(0.0)",
         ("agent",),
+    ),
+    Mutant(
+        "a line is written down backwards",
+        "schedules.py",
+        "[self.start, self.end]",
+        "[self.end, self.start]",
+        ("schedules", "config"),
     ),
 ]
 
@@ -382,6 +410,13 @@ LOSSES = [
         "_clamp(old_values - values,",
         ("losses",),
     ),
+    Mutant(
+        "a weight of the entropy in a tensor is read",
+        "losses.py",
+        "isinstance(entropy_coef, Tensor) or entropy_coef != 0",
+        "bool(entropy_coef != 0)",
+        ("losses", "host_sync"),
+    ),
 ]
 
 DISTRIBUTIONS = [
@@ -426,6 +461,41 @@ DISTRIBUTIONS = [
         "self.log_std.clamp(*self.log_std_bounds)",
         "self.log_std",
         ("policies",),
+    ),
+    Mutant(
+        "the gradient of the spread ends at its bound",
+        "policies/heads.py",
+        "(clamped - self.log_std).detach()",
+        "(clamped - self.log_std)",
+        ("policies",),
+    ),
+    Mutant(
+        "the KL of classes that cannot be is NaN",
+        "distributions.py",
+        "log_p.clamp(min=torch.finfo(log_p.dtype).min)",
+        "log_p",
+        ("distributions",),
+    ),
+    Mutant(
+        "the KL of normals takes their distance once",
+        "distributions.py",
+        "shift * shift - 1.0",
+        "shift - 1.0",
+        ("distributions",),
+    ),
+    Mutant(
+        "the actor of the workers takes no noise",
+        "policies/snapshot.py",
+        "np.argmax(h + noise, axis=-1)",
+        "np.argmax(h, axis=-1)",
+        ("snapshot",),
+    ),
+    Mutant(
+        "the actor of the workers does not clip observations",
+        "policies/snapshot.py",
+        "np.minimum(h, self._high, out=h)",
+        "pass",
+        ("snapshot",),
     ),
 ]
 
@@ -577,6 +647,20 @@ COLLECTOR = [
         '"log_probs")',
         ("rollout", "agent"),
     ),
+    Mutant(
+        "a NaN that nobody reads is refused",
+        "rollout.py",
+        "self.valid & ~self.terminated if",
+        "self.valid if",
+        ("rollout", "agent"),
+    ),
+    Mutant(
+        "rows that only reset lengthen an episode",
+        "collector/vector_columns.py",
+        "self._lengths[valid] += 1",
+        "self._lengths += 1",
+        ("vector_columns",),
+    ),
 ]
 
 CHECKPOINT = [
@@ -605,7 +689,7 @@ CHECKPOINT = [
         "the old file is written over",
         "checkpoint.py",
         "os.replace(temporary, path)",
-        "path.write_bytes(data)",
+        "path.write_bytes(data), temporary.unlink()",
         ("checkpoint",),
     ),
     Mutant(
@@ -663,7 +747,56 @@ CHECKPOINT = [
         "rollout.check_finite()",
         "rollout.check_finite()\n"
         '        if hasattr(self.policy, "update_normalizer"):\n'
-        "            self.policy.update_normalizer(rollout.obs.flatten(0, 1))",
+        "            self.policy.update_normalizer(rollout.flatten().obs)",
+        ("agent",),
+    ),
+    Mutant(
+        "the folder is flushed before the file has its name",
+        "checkpoint.py",
+        "os.replace(temporary, path)\n        _sync_folder(path.parent)",
+        "_sync_folder(path.parent)\n        os.replace(temporary, path)",
+        ("checkpoint",),
+    ),
+    Mutant(
+        "a save that fails leaves its file behind",
+        "checkpoint.py",
+        "temporary.unlink()",
+        "pass",
+        ("checkpoint",),
+    ),
+    Mutant(
+        "the returns of a call of learn go on into the next",
+        "agent.py",
+        "self._reward_scaler.reset(collector.num_envs)",
+        "pass",
+        ("agent",),
+    ),
+    Mutant(
+        "every call of learn plays the same episodes",
+        "agent.py",
+        "spawn_key=(3, self._learn_calls)",
+        "spawn_key=(3, 0)",
+        ("agent",),
+    ),
+    Mutant(
+        "rows that only reset count in the scale of rewards",
+        "agent.py",
+        "rollout.truncated, rollout.valid)",
+        "rollout.truncated)",
+        ("agent",),
+    ),
+    Mutant(
+        "rows that only reset count in the mean advantage",
+        "agent.py",
+        "normalize(advantages, rollout.valid)",
+        "normalize(advantages)",
+        ("agent",),
+    ),
+    Mutant(
+        "rows that only reset count in the explained variance",
+        "agent.py",
+        "explained_variance(rollout.values, returns, rollout.valid)",
+        "explained_variance(rollout.values, returns)",
         ("agent",),
     ),
 ]
@@ -744,6 +877,55 @@ LEARNER = [
         "learner/flat_adam.py",
         "self._step_count.numpy()[...] += 1.0",
         "pass",
+        ("flat_adam",),
+    ),
+    Mutant(
+        "metrics are those of the last epoch",
+        "learner/learner.py",
+        "return _means(records)",
+        "return epoch",
+        ("learner",),
+    ),
+    Mutant(
+        "the values are clipped around themselves",
+        "learner/eager.py",
+        "old_values=batch.values",
+        "old_values=new.values",
+        ("recorded", "learner"),
+    ),
+    Mutant(
+        "a recording without entropy serves an update with it",
+        "learner/recorded.py",
+        "actions.dtype, settings.entropy_coef != 0.0",
+        "actions.dtype",
+        ("recorded", "learner"),
+    ),
+    Mutant(
+        "a policy that was exchanged is replayed as it was",
+        "learner/recorded.py",
+        "if fingerprint != self._fingerprint:",
+        "if self._fingerprint is None:",
+        ("recorded", "learner"),
+    ),
+    Mutant(
+        "the rounding of equal advantages is blown up",
+        "learner/numpy_loss.py",
+        "variance <= noise * noise",
+        "variance <= 0.0",
+        ("recorded", "learner"),
+    ),
+    Mutant(
+        "the moments of a parameter that stays are lost",
+        "learner/flat_adam.py",
+        "ours.copy_(old)",
+        "pass",
+        ("flat_adam", "learner"),
+    ),
+    Mutant(
+        "gradients are clipped at half the limit",
+        "learner/flat_adam.py",
+        "_clip_on_cpu(gradient.numpy(), max_grad_norm)",
+        "_clip_on_cpu(gradient.numpy(), max_grad_norm / 2)",
         ("flat_adam",),
     ),
 ]
