@@ -28,6 +28,7 @@ from ppo._checks import (
     check_unit_interval,
     to_tensors,
 )
+from ppo._masks import zero_where_
 from ppo._reductions import masked_moments
 from ppo._scan import reverse_scan_
 
@@ -123,11 +124,12 @@ def gae(
     )
     r, v, successor = numbers
     with torch.no_grad():
-        advantages = torch.where(done, 0.0, successor)
-        advantages.mul_(gamma).add_(r).sub_(v)
-        decay = torch.full_like(advantages, gamma * gae_lambda).masked_fill_(ended, 0.0)
+        # One piece, since allocators keep that for the next call and hand two back to the system;
+        # to touch fresh memory takes longer than the arithmetic. The returns reuse the decay.
+        advantages, decay = (half.detach() for half in v.new_empty(2, *v.shape))
+        zero_where_(advantages.copy_(successor), done).mul_(gamma).add_(r).sub_(v)
+        zero_where_(decay.fill_(gamma * gae_lambda), ended)
         reverse_scan_(advantages, decay)
-        # The spent decay is memory already touched; a fresh tensor costs more than the sum.
         returns = torch.add(advantages, v, out=decay)
     return AdvantageEstimate(restore(advantages), restore(returns))
 
@@ -243,7 +245,7 @@ def n_step_returns(
     )
     r, successor = numbers
     with torch.no_grad():
-        returns = torch.where(done, 0.0, successor).mul_(gamma).add_(r)
+        returns = zero_where_(successor.clone(), done).mul_(gamma).add_(r)
         paid, decay = _until_bootstrap(r, returns, ended, gamma)
         for _ in range(min(n, len(r)) - 1):
             returns[:-1] = torch.addcmul(paid[:-1], decay[:-1], returns[1:])
@@ -299,7 +301,7 @@ def discounted_returns(
     with torch.no_grad():
         last = r.clone()
         if successor:
-            last = torch.where(done, 0.0, successor[0]).mul_(gamma).add_(r)
+            last = zero_where_(successor[0].clone(), done).mul_(gamma).add_(r)
         paid, decay = _until_bootstrap(r, last, ended, gamma)
         returns = reverse_scan_(paid, decay)
     return cast("ArrayT", restore(returns))
@@ -394,5 +396,5 @@ def _until_bootstrap(
     closed = ended.clone()
     closed[-1] = True
     paid = torch.where(closed, one_step, rewards)
-    decay = torch.full_like(paid, gamma).masked_fill_(closed, 0.0)
+    decay = zero_where_(torch.full_like(paid, gamma), closed)
     return paid, decay

@@ -11,6 +11,8 @@ import pytest
 import torch
 from processes import children, wait_until
 
+collect_ignore = ["mutants"]
+
 torch.set_num_threads(1)
 
 hypothesis.settings.register_profile("patient", deadline=None)

@@ -342,6 +342,15 @@ def test_inference_tensors_give_tensors_to_learn_from(function):
 
 
 @EACH
+def test_results_may_be_changed_in_place_by_something_to_learn(function):
+    weight = torch.ones((), dtype=F64, requires_grad=True)
+    arguments = [torch.as_tensor(x) for x in example()]
+    for result in outputs(function(*arguments)):
+        result.mul_(weight).sum().backward()
+    assert weight.grad.isfinite()
+
+
+@EACH
 def test_no_value_is_read_on_the_host(function):
     # Tensors without data: whatever branched on a value would fail.
     arguments = [torch.as_tensor(x).to("meta") for x in example(200)]

@@ -360,6 +360,20 @@ def test_rows_that_only_reset_take_no_part_in_normalising_advantages(mode):
         assert float(report[3]["policy_loss"]) == pytest.approx(0.0, abs=1e-5)
 
 
+def test_rows_that_only_reset_count_nowhere_in_an_update():
+    agents = [train()[0] for _ in range(2)]
+    rollout = rollout_for(agents[0], vector(AutoresetMode.NEXT_STEP))
+    assert not rollout.valid.all()
+    rubbish = {
+        name: torch.where(rollout.valid, getattr(rollout, name), 1e6)
+        for name in ("rewards", "values", "next_values", "log_probs")
+    }
+    rollouts = [rollout, dataclasses.replace(rollout, **rubbish)]
+    metrics = [agent.update(r) for agent, r in zip(agents, rollouts, strict=True)]
+    assert repr(metrics[0]) == repr(metrics[1])
+    assert_same(*map(fingerprint, agents))
+
+
 def test_the_callers_environment_is_used_and_not_closed():
     env = Recorder(CountingEnv())
     PPOAgent(config=SMALL.replace(num_envs=1)).learn(env, 1)

@@ -39,6 +39,7 @@ from ppo import Batch, Evaluation, PolicyConfig
 from ppo.learner.eager import EagerGradient, LossSettings
 from ppo.learner.flat_adam import FlatAdam
 from ppo.learner.learner import parameter_groups
+from ppo.learner.numpy_loss import normalized
 from ppo.learner.recorded import _MOST_RECORDINGS, RecordedGradient
 from ppo.losses import MAX_LOG_RATIO
 
@@ -523,6 +524,13 @@ def test_advantages_without_spread_are_normalized_as_autograd_has_it(advantages)
         assert metrics == pytest.approx(wanted, rel=1e-3, abs=1e-5)
         for replayed, eager in zip(ours, theirs, strict=True):
             torch.testing.assert_close(replayed, eager, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("constant", [0.1, -1 / 3, 7.7, 1e9, 1e-9])
+def test_equal_advantages_become_0_though_their_mean_is_rounded(constant, dtype):
+    for size in (3, 64, 100, 1000):
+        assert not normalized(np.full(size, constant, dtype)).any()
 
 
 def test_what_is_not_finite_shows_in_the_metrics():

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ppo.errors import NonFiniteError
 from ppo.rollout import Batch, Episode, Rollout
 
 
@@ -168,6 +169,21 @@ def test_a_rollout_without_any_transition_flattens_to_nothing():
 def test_extras_must_start_with_time_and_environments(shape):
     with pytest.raises(ValueError, match=r"advantages must start with \[T, N\] = \[4, 3\]"):
         make_rollout().flatten(advantages=torch.zeros(shape))
+
+
+def test_only_numbers_that_matter_must_be_finite():
+    flags = torch.zeros(4, 3, dtype=torch.bool)
+    terminated, reset = flags.clone(), flags.clone()
+    terminated[2, 1] = reset[1, 0] = True
+    rollout = dataclasses.replace(make_rollout(valid=~reset), terminated=terminated)
+    nan = torch.tensor(torch.nan)
+    next_values = torch.where(terminated | reset, nan, rollout.next_values)
+    rewards = torch.where(reset, nan, rollout.rewards)
+    dataclasses.replace(rollout, next_values=next_values, rewards=rewards).check_finite()
+    for name in ("rewards", "values", "next_values", "log_probs"):
+        broken = dataclasses.replace(rollout, **{name: torch.where(~reset & ~terminated, nan, 0.0)})
+        with pytest.raises(NonFiniteError, match=rf"^{name} .*step 0 of environment 0"):
+            broken.check_finite()
 
 
 def test_a_rollout_moves_as_a_whole_and_keeps_its_episodes():
