@@ -60,7 +60,14 @@ class Batch:
 
     Every field is an attribute: `batch.obs`, `batch.actions`, and whatever was passed to
     `Rollout.flatten`. Fields may be trees of tensors (see `ppo.trees`), as nested observations
-    are. With `sequences` the rows are in order: those of one sequence follow one another.
+    are.
+
+    Args:
+        sequences: For policies with memory: the rows are whole sequences, one after the other.
+        **fields: Tensors `[B, ...]` by name, or trees of them.
+
+    Attributes:
+        sequences: Which rows belong together; None if each stands for itself.
 
     Example:
         >>> batch = Batch(obs=torch.zeros(10, 4), actions=torch.zeros(10))

@@ -85,7 +85,8 @@ class ActorCritic(nn.Module):
         def remember(width: int) -> Any:
             if config.memory is None:
                 return None
-            return make_memory(config.memory, width, config.memory_size, generator)
+            window = config.memory_window
+            return make_memory(config.memory, width, config.memory_size, generator, window=window)
 
         self.actor_body = make_body(observation_space, config, sizes, generator, skip=unseen)
         width = self.actor_body.num_features

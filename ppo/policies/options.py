@@ -58,8 +58,10 @@ class PolicyConfig:
             fast on processors that have it; parameters, losses and advantages stay float32.
         frame_stack: Number of latest observations that the policy sees at once; 1 is the current
             one alone. Before an episode has so many, its first one is repeated.
-        memory: Recurrent core behind each body, `"lstm"` or `"gru"`; None for no memory.
-        memory_size: Width of the recurrent core.
+        memory: What remembers behind each body: `"lstm"`, `"gru"` or `"attention"` (a causal
+            transformer layer over the latest steps); None for no memory.
+        memory_size: Width of the memory; for attention a multiple of 4.
+        memory_window: Steps that attention looks back on, the present one included.
         memory_steps: Steps through which the gradient flows back in time (truncated
             backpropagation); what lies further back still reaches the memory.
         distribution: Family for Box actions: `"gaussian"` (clipped at the environment),
@@ -99,8 +101,9 @@ class PolicyConfig:
     cnn_features: int = 512
     precision: Literal["float32", "bfloat16"] = "float32"
     frame_stack: int = 1
-    memory: Literal["lstm", "gru"] | None = None
+    memory: Literal["lstm", "gru", "attention"] | None = None
     memory_size: int = 64
+    memory_window: int = 16
     memory_steps: int = 16
     distribution: Literal["gaussian", "squashed", "beta", "gsde"] = "gaussian"
     state_dependent_std: bool = False
@@ -121,11 +124,20 @@ class PolicyConfig:
             raise ConfigError(
                 f"activation must be one of {sorted(ACTIVATIONS)}, got {self.activation!r}"
             )
-        positive = ("cnn_features", "frame_stack", "memory_size", "memory_steps", "gsde_steps")
-        for name in (*positive, "output_gain", "observation_clip"):
+        sizes = ("cnn_features", "frame_stack", "memory_size", "memory_window", "memory_steps")
+        for name in (*sizes, "gsde_steps", "output_gain", "observation_clip"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"{name} must be positive and finite, got {value}")
+        if self.memory == "attention" and self.memory_size % 4:
+            raise ConfigError(
+                f"memory_size must be a multiple of 4 for attention, got {self.memory_size}"
+            )
+        if self.state_dependent_std and self.distribution not in ("gaussian", "squashed"):
+            raise ConfigError(
+                f"state_dependent_std is for gaussian and squashed, got {self.distribution!r}, "
+                "whose spread depends on the state by itself; leave it out"
+            )
         if self.shared and self.critic_hidden_sizes is not None:
             raise ConfigError("critic_hidden_sizes has no meaning for a shared body; leave it out")
         if self.shared and self.critic_only:

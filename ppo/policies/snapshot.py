@@ -103,7 +103,9 @@ def acts_in_workers(policy: object | None, config: PolicyConfig) -> bool:
     if policy is None or hasattr(policy, "action_head"):  # the default policy
         sizes = config.hidden_sizes
         small = all(one * other <= _MAX_LAYER for one, other in itertools.pairwise(sizes))
-        return small and config.activation in ("tanh", "relu")
+        plain = config.activation in ("tanh", "relu") and not config.layer_norm
+        gaussian = config.distribution == "gaussian" and not config.state_dependent_std
+        return small and plain and gaussian and config.memory is None and config.frame_stack == 1
     make: Callable[[], Actor | None] | None = getattr(policy, "snapshot", None)
     return make is not None and make() is not None
 
