@@ -32,7 +32,7 @@ def act(
     state = PolicyState.begin(policy, count) if state is None else state.copy()
     if len(state) != count:
         raise ValueError(f"state is of {len(state)} rows, obs of {count}; pass state=None")
-    device = policy_device(policy)  # type: ignore[arg-type]
+    device = policy_device(policy)
 
     def to_device(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(device)

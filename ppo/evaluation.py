@@ -115,7 +115,7 @@ def evaluate(
         count = columns.num_envs
         generator = torch.Generator().manual_seed(int(stream(root, POLICY, 0).integers(2**63 - 1)))
         actions = make_action_adapter(columns.action_space).leaves
-        device = policy_device(policy)  # type: ignore[arg-type]
+        device = policy_device(policy)
         calls = PolicyCalls(policy, device, generator, count, actions, deterministic=deterministic)
         masks = ActionMasks(columns.action_space)
         layout = Layout(

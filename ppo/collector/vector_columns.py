@@ -194,7 +194,7 @@ def _mask_at(given: Any, index: int) -> Any:
 
 def _has_method(env: VectorEnv[Any, Any, Any], name: str) -> bool:
     """Whether the environments inside a vector environment have a method."""
-    try:
-        return all(callable(method) for method in env.get_attr(name))  # type: ignore[attr-defined]
-    except Exception:  # whatever a vector environment without such environments says
+    if not hasattr(env, "call"):
         return False
+    # Asked by a method that every environment has: a failed call would end an AsyncVectorEnv.
+    return all(env.call("has_wrapper_attr", name))

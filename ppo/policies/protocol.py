@@ -97,6 +97,7 @@ def freeze_exactly(policy: nn.Module, names: Collection[str]) -> None:
         parameter.requires_grad_(name not in names)
 
 
-def policy_device(policy: nn.Module) -> torch.device:
+def policy_device(policy: object) -> torch.device:
     """Device of the policy's first parameter; the CPU if it has none."""
-    return next((parameter.device for parameter in policy.parameters()), torch.device("cpu"))
+    parameters = policy.parameters() if isinstance(policy, nn.Module) else iter(())
+    return next((parameter.device for parameter in parameters), torch.device("cpu"))

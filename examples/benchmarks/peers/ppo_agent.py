@@ -64,7 +64,6 @@ ATARI = {
     "wrappers": [
         "AtariPreprocessing",
         {"ClipReward": {"min_reward": -1.0, "max_reward": 1.0}},
-        {"FrameStackObservation": {"stack_size": 4}},
     ],
 }
 
@@ -79,7 +78,7 @@ def make_config(workload, *, precision="float32", **changes):
         normalize_observations=workload.normalize,
     )
     if workload.pixels:
-        policy = PolicyConfig(hidden_sizes=(), shared=True, precision=precision)
+        policy = PolicyConfig(hidden_sizes=(), shared=True, frame_stack=4, precision=precision)
         changes |= {"env": workload.env, **ATARI}
     learning_rate, clip_range = workload.learning_rate, workload.clip_range
     return PPOConfig(
