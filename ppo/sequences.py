@@ -32,8 +32,8 @@ class Sequences:
 
     def rows(self, chosen: np.ndarray) -> tuple[np.ndarray, Sequences]:
         """Choose sequences; returns the positions of their rows, and them."""
-        lengths = np.array(self.lengths)[chosen]
-        first = (np.cumsum(self.lengths) - self.lengths)[chosen]
+        everyone = np.array(self.lengths, np.int64)
+        lengths, first = everyone[chosen], _starts(everyone)[chosen]
         # Within a sequence positions go up by one; between sequences they jump.
         positions = np.arange(lengths.sum()) + np.repeat(first - _starts(lengths), lengths)
         states = self.states[torch.from_numpy(chosen).to(self.states.device)]
