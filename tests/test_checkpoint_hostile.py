@@ -7,6 +7,7 @@ import math
 import random
 import shutil
 import struct
+import sys
 import time
 import warnings
 
@@ -453,6 +454,7 @@ def elsewhere(path, part, **entries):
     [
         ("versions", {"torch": "1.0"}, r"torch 1\.0 \(here "),
         ("versions", {"python": "2.7.18"}, r"python 2\.7\.18 \(here "),
+        ("versions", {"python": f"{sys.version_info.major}.99.1"}, r"python 3\.99\.1"),
         ("versions", {"ppo": "9.9"}, r"ppo 9\.9"),
         ("machine", {"threads": "64"}, r"threads 64 \(here 1\)"),
         ("machine", {"cpu": "Abacus"}, "cpu Abacus"),
@@ -481,8 +483,7 @@ def test_a_file_of_this_machine_is_loaded_without_a_word(file):
 
 
 def test_a_bug_fix_of_python_is_not_worth_a_warning(file):
-    major, minor, _ = __import__("platform").python_version().split(".", 2)
-    elsewhere(file, "versions", python=f"{major}.{minor}.99")
+    elsewhere(file, "versions", python=f"{sys.version_info.major}.{sys.version_info.minor}.99")
     PPOAgent.load(file)
 
 

@@ -192,6 +192,17 @@ def test_resuming_sets_skipped_checkpoints_aside_so_that_new_ones_are_kept(copie
     assert aside == [f"step-000000{steps}.safetensors.skipped" for steps in (128, 192)]
 
 
+def test_the_metrics_are_on_the_disk_before_a_checkpoint_that_knows_of_them(copied, monkeypatch):
+    synced = []
+    monkeypatch.setattr("os.fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    with copied:
+        agent = copied.load(logger=copied.log)
+        agent.learn(CONFIG.env, 64, callback=lambda report: copied.save(agent))
+    names = [name.rpartition("/")[2] for name in synced]
+    assert names[:2] == ["metrics.jsonl", "metrics.csv"]
+    assert "step-000000256.safetensors" in names[2]
+
+
 def test_discard_removes_a_folder_in_which_nothing_happened(tmp_path):
     run = RunFolder.create(CONFIG, out=tmp_path)
     run.discard()
