@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ppo._checks import check_positive_integer
 from ppo.collector import open_columns
@@ -106,10 +109,7 @@ def evaluate(
         env, min(num_envs, episodes), env_kwargs=env_kwargs, autoreset_mode=autoreset_mode
     )
     columns = open_columns(source, root)
-    training = getattr(policy, "training", False)
-    if training:
-        policy.eval()  # type: ignore[attr-defined]  # layers with running statistics stay as is
-    try:
+    with contextlib.closing(columns), _at_rest(policy):
         space = check_observation_space(columns.observation_space)
         check_policy_spaces(policy, space, columns.action_space)
         count = columns.num_envs
@@ -152,12 +152,22 @@ def evaluate(
             for _, episode in columns.harvest().episodes:
                 if len(played[episode.env_index]) < quota[episode.env_index]:
                     played[episode.env_index].append(episode)
-    finally:
-        columns.close()
-        if training:
-            policy.train()  # type: ignore[attr-defined]
     flat = [episode for done in played for episode in done]
     return EvaluationResult(
         tuple(episode.episode_return for episode in flat),
         tuple(episode.episode_length for episode in flat),
     )
+
+
+@contextlib.contextmanager
+def _at_rest(policy: Policy) -> Iterator[None]:
+    """Layers with running statistics stay as they are, and afterwards each in its own mode."""
+    modules = list(policy.modules()) if isinstance(policy, nn.Module) else []
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode

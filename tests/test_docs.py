@@ -121,3 +121,15 @@ def test_every_python_block_of_the_pages_is_python():
     assert blocks
     for block in blocks:
         compile(inspect.cleandoc(block), "docs", "exec")
+
+
+def test_every_guarantee_names_tests_that_are_there():
+    page = (DOCS / "guide" / "guarantees.rst").read_text(encoding="utf-8")
+    module, named = None, []
+    for name in re.findall(r"``(tests/\w+\.py|test_\w+)``", page):
+        if name.startswith("tests/"):
+            module = (DOCS.parent / name).read_text(encoding="utf-8")
+        else:
+            named.append(name)
+            assert f"\ndef {name}(" in module, name
+    assert len(named) > 30

@@ -62,6 +62,60 @@ def test_short_episodes_are_not_counted_more_often_than_long_ones():
     assert result.mean_return == pytest.approx(50.5)
 
 
+class Lottery(CountingEnv):
+    """Half of the episodes take one step and pay nothing, half take forty and pay 1."""
+
+    finished = []  # noqa: RUF012  (by all of them, in the order in which they end)
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed, options=options)
+        self.length = 40 if self.np_random.random() < 0.5 else 1
+        self.count = 0
+        return obs, info
+
+    def step(self, action):
+        obs, *_ = super().step(action)
+        self.count += 1
+        over, won = self.count >= self.length, self.length > 1
+        if over:
+            self.finished.append(float(won))
+        return obs, float(over and won), over, False, {}
+
+
+def test_the_mean_is_that_of_the_episodes_whatever_they_take():
+    result = evaluate(policy_for(), Lottery, 480)
+    # Five standard errors of a fair coin are 0.11.
+    assert result.mean_return == pytest.approx(0.5, abs=0.11)
+
+
+def test_episodes_that_end_first_are_another_sample_than_those_that_are_counted():
+    naive, ours = [], []
+    for seed in range(60):
+        Lottery.finished.clear()
+        result = evaluate(policy_for(), Lottery, 8, seed=seed)
+        naive.append(statistics.fmean(Lottery.finished[:8]))
+        ours.append(result.mean_return)
+    # 480 coins each.
+    assert statistics.fmean(ours) == pytest.approx(0.5, abs=0.11)
+    assert statistics.fmean(naive) < 0.3
+
+
+def test_each_episode_counts_once_and_its_return_is_its_own():
+    # The first is worth 1, the second 2, ...: what is counted twice or left out shows in the sum.
+    class Numbered(OfLength):
+        def reset(self, *, seed=None, options=None):
+            self.number = getattr(self, "number", 0) + 1
+            return super().reset(seed=seed, options=options)
+
+        def step(self, action):
+            obs, _, *rest = super().step(action)
+            return obs, float(self.number), *rest
+
+    makes = [lambda length=length: Numbered(length) for length in (1, 3, 8)]
+    result = evaluate(policy_for(), makes, 8)
+    assert result.episode_returns == (1, 2, 3, 3, 6, 9, 8, 16)
+
+
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_every_autoreset_mode_gives_the_same_episodes(mode):
     env = SyncVectorEnv(of_lengths(1, 4, 7), autoreset_mode=mode)
@@ -193,6 +247,22 @@ def test_layers_with_running_statistics_do_not_learn_from_an_evaluation():
     assert policy.training
 
 
+@pytest.mark.parametrize("root", [True, False])
+def test_every_layer_is_afterwards_in_the_mode_it_was_in(root):
+    # Whoever trains with a frozen layer in evaluation mode must find it there again, and a layer
+    # in training mode inside of a policy in evaluation mode must not learn meanwhile either.
+    policy = Normalised().train(root)
+    policy.norm.train(not root)
+    modes = [module.training for module in policy.modules()]
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    evaluate(policy, CountingEnv, 4)
+    assert [module.training for module in policy.modules()] == modes
+    assert all(torch.equal(tensor, before[n]) for n, tensor in policy.state_dict().items())
+    with pytest.raises(EnvError):
+        evaluate(policy, lambda: FaultyEnv(crash, step=2), 4)
+    assert [module.training for module in policy.modules()] == modes
+
+
 class Torch(nn.Module):
     """A policy of its own kind: no noise of ours, a generator."""
 
@@ -223,6 +293,63 @@ def test_any_module_that_acts_can_be_evaluated(deterministic):
         evaluate(policy, lambda: Patient(20), 4, deterministic=deterministic) for _ in range(2)
     ]
     assert results[0] == results[1]
+
+
+TRAINED = PPOConfig(
+    num_envs=3, num_steps=8, num_epochs=2, minibatch_size=8, policy=PolicyConfig(hidden_sizes=(8,))
+)
+
+
+def everything(agent):
+    """All that training moves."""
+    tensors = {f"policy.{name}": t for name, t in agent.policy.state_dict().items()}
+    tensors |= {f"optimizer.{name}": t for name, t in agent._learner.state_dict().items()}
+    tensors |= {f"scaler.{name}": t for name, t in agent._reward_scaler.state_dict().items()}
+    tensors["minibatches"] = agent._generator.get_state()
+    tensors["acting"] = agent._act_generator.get_state()
+    moved = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+    numpys = np.random.get_state()  # noqa: NPY002
+    return moved | {
+        "counts": (agent.steps, agent.updates, agent.goal, agent._learn_calls, len(agent._recent)),
+        "modes": [module.training for module in agent.policy.modules()],
+        "global": (random.getstate(), torch.get_rng_state().tolist(), numpys[1].tolist()),
+    }
+
+
+def by_the_agent(agent, env, deterministic):
+    return agent.evaluate(env, 3, deterministic=deterministic)
+
+
+def by_the_function(agent, env, deterministic):
+    return evaluate(agent.policy, env, 3, deterministic=deterministic)
+
+
+@pytest.mark.parametrize("how", [by_the_agent, by_the_function])
+@pytest.mark.parametrize("env", [WalkEnv, "CartPole-v1"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_training_goes_on_after_an_evaluation_as_if_there_had_been_none(how, env, num_workers):
+    config = TRAINED.replace(num_workers=num_workers)
+    alone = PPOAgent(config=config, seed=1).learn(env, 48).learn(env, 48)
+
+    def between_updates(report):
+        how(agent, env, False)
+
+    agent = PPOAgent(config=config, seed=1)
+    agent.learn(env, 48, callback=between_updates)
+    for deterministic in (True, False):
+        before = everything(agent)
+        how(agent, env, deterministic)
+        assert everything(agent) == before
+    agent.learn(env, 48, callback=between_updates)
+    assert everything(agent) == everything(alone)
+
+
+def test_an_evaluation_that_fails_moves_nothing_either():
+    agent = PPOAgent(config=TRAINED).learn(CountingEnv, 48)
+    before = everything(agent)
+    with pytest.raises(EnvError):
+        agent.evaluate(lambda: FaultyEnv(crash, step=2), 4, deterministic=False)
+    assert everything(agent) == before
 
 
 # Environments
