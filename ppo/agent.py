@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ppo import checkpoint
 from ppo.acting import act
 from ppo.advantages import gae, normalize
-from ppo.checkpoint import read_checkpoint, read_counts, versions, write_checkpoint
 from ppo.collector import RolloutCollector
 from ppo.config import PPOConfig
 from ppo.diagnostics import explained_variance
 from ppo.envs import EnvLike
-from ppo.errors import CheckpointError, PPOError
+from ppo.errors import PPOError
 from ppo.evaluation import EvaluationResult, evaluate
 from ppo.frames import newest
 from ppo.learner import Learner, LearnerSettings
@@ -349,9 +349,9 @@ class PPOAgent:
             "frozen": frozen_parameters(self.policy),
             # Since the latest update others may have been frozen, of which it has no notion yet.
             "frozen_in_optimizer": self._frozen,
-            "versions": versions(),
+            **checkpoint.fingerprint(),
         }
-        write_checkpoint(path, groups, document)
+        checkpoint.write_checkpoint(path, groups, document)
 
     @classmethod
     def load(
@@ -367,15 +367,19 @@ class PPOAgent:
         Args:
             path: A file written by `save`.
             policy: For an agent with a policy of your own: such a policy, whose parameters are
-                overwritten.
+                overwritten; if loading fails, they are as they were.
             device: Where policy and rollouts live.
             logger: As for `PPOAgent`.
 
         Raises:
             CheckpointError: The file is missing, damaged, of another version, or does not fit.
+
+        Warns:
+            UserWarning: It was written with other versions, threads or another processor.
         """
-        groups, document = read_checkpoint(path)
-        try:
+        groups, document = checkpoint.read_checkpoint(path)
+        checkpoint.warn_of_differences(path, document)
+        with checkpoint.all_or_nothing(path, policy):
             config = PPOConfig.from_dict(document["config"])
             spaces = (
                 space_from_dict(document["observation_space"]),
@@ -385,23 +389,19 @@ class PPOAgent:
                 policy = blank_policy(*spaces, config.policy, groups["policy"])
             frozen = document.get("frozen", frozen_parameters(policy))
             freeze_exactly(policy, document.get("frozen_in_optimizer", frozen))
-            agent = cls(policy, config=config, seed=document["seed"], device=device, logger=logger)
+            (seed,) = checkpoint.read_counts(document, "seed")
+            agent = cls(policy, config=config, seed=seed, device=device, logger=logger)
             agent._build(*spaces)
-            agent.policy.load_state_dict(groups["policy"])
+            checkpoint.fill(agent.policy, groups["policy"])
+            checkpoint.check_like(groups.get("optimizer", {}), agent._learner.state_dict())
             agent._learner.load_state_dict(groups.get("optimizer", {}))
             freeze_exactly(policy, frozen)
             if "reward_scaler" in groups:
                 state = groups["reward_scaler"]
-                agent._reward_scaler = RewardScaler(config.gamma, len(state["returns"]))
-                agent._reward_scaler.load_state_dict(state)
+                agent._reward_scaler = checkpoint.read_reward_scaler(state, config.gamma)
             agent._generator.set_state(groups["generators"]["minibatches"])
             agent._act_generator.set_state(groups["generators"]["acting"])
-            agent.steps, agent.updates = read_counts(document, "steps", "updates")
-            agent.goal, agent._learn_calls = read_counts(document, "goal", "learn_calls")
-            agent._recent.extend(Episode(*episode) for episode in document["recent_episodes"])
-        except Exception as error:  # whatever a document that makes no sense leads to
-            raise CheckpointError(
-                f"{path} does not fit this agent: {error}. For a policy of your own pass "
-                "policy=..., built for the same spaces."
-            ) from error
+            counts = checkpoint.read_counts(document, "steps", "updates", "goal", "learn_calls")
+            agent.steps, agent.updates, agent.goal, agent._learn_calls = counts
+            agent._recent.extend(checkpoint.read_episodes(document))
         return agent

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
+import math
 import platform
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,28 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ppo._files import replace_file
 from ppo._version import __version__
 from ppo.errors import CheckpointError
+from ppo.rollout import Episode
+from ppo.statistics import RewardScaler
 
-__all__ = ["FORMAT_VERSION", "read_checkpoint", "read_counts", "versions", "write_checkpoint"]
+__all__ = [
+    "FORMAT_VERSION",
+    "all_or_nothing",
+    "check_like",
+    "fill",
+    "fingerprint",
+    "read_checkpoint",
+    "read_counts",
+    "read_episodes",
+    "read_reward_scaler",
+    "versions",
+    "warn_of_differences",
+    "write_checkpoint",
+]
 
 FORMAT_VERSION = 1
 _FORMAT = "ppo checkpoint"
@@ -42,6 +59,56 @@ def versions() -> dict[str, str]:
     }
 
 
+def fingerprint() -> dict[str, dict[str, str]]:
+    """What the same seed needs to give the same numbers: `versions`, and the `machine`."""
+    machine = {
+        "threads": str(torch.get_num_threads()),
+        "cpu": _cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+    return {"versions": versions(), "machine": machine}
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def warn_of_differences(path: str | Path, document: Mapping[str, Any]) -> None:
+    """Warn, once, if a file comes from where the same seed may give other numbers.
+
+    A file that does not know its machine, as the earliest do not, is not compared.
+
+    Raises:
+        CheckpointError: The fingerprint makes no sense.
+    """
+    if "machine" not in document:
+        return
+    different = []
+    for part, here in fingerprint().items():
+        there = document.get(part)
+        if not isinstance(there, dict) or not all(isinstance(x, str) for x in there.values()):
+            raise CheckpointError(f"{path} is damaged: its fingerprint holds {part}={there!r}")
+        for name, ours in here.items():
+            theirs = there.get(name, "unknown")
+            if _numeric(name, theirs) != _numeric(name, ours):
+                different.append(f"{name} {theirs} (here {ours})")
+    if different:
+        warnings.warn(
+            f"{path} was written with {', '.join(different)}: training on is as good, but its "
+            "numbers may not be those of the run that stayed there",
+            stacklevel=3,
+        )
+
+
+def _numeric(name: str, version: str) -> list[str]:
+    """What of an entry matters to numbers: a bug-fix release of Python does not."""
+    return version.split(".")[:2] if name == "python" else [version]
+
+
 def _digest(tensors: Mapping[str, Tensor], document: str) -> str:
     digest = hashlib.sha256(document.encode())
     for name in sorted(tensors):
@@ -56,9 +123,7 @@ def write_checkpoint(
 ) -> None:
     """Write groups of tensors and a JSON document to `path`, atomically.
 
-    A reader sees the old file or the new one, never a part: the data goes to a temporary file
-    in the same folder, is flushed to the disk, is read back, and then takes the place of the old
-    one.
+    A reader sees the old file or the new one, never a part; see `replace_file`.
 
     Args:
         path: The file; its folder must exist.
@@ -75,9 +140,9 @@ def write_checkpoint(
         for group, tensors in groups.items()
         for name, tensor in tensors.items()
     }
-    for name, tensor in cpu.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{name} is not finite; a checkpoint of it would be useless")
+    bad = _non_finite(cpu)
+    if bad is not None:
+        raise CheckpointError(f"{bad} is not finite; a checkpoint of it would be useless")
     try:
         text = json.dumps(document, sort_keys=True)
     except (TypeError, ValueError) as error:
@@ -92,30 +157,18 @@ def write_checkpoint(
         "sha256": _digest(cpu, text),
     }
     data = safetensors.torch.save(cpu, metadata)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if temporary.read_bytes() != data:
-            raise OSError("the disk does not give back what was written; look for its faults")
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        replace_file(path, data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise CheckpointError(f"{path} cannot be written: {error}") from error
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the new name durable, where the platform can open folders."""
-    with contextlib.suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+def _non_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of a tensor that holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return name
+    return None
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -128,6 +181,8 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dic
         CheckpointError: The file is missing, damaged, foreign or of a newer format.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise CheckpointError(f"{path} is not a file")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -149,6 +204,9 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dic
     text = metadata.get("document", "")
     if metadata.get("sha256") != _digest(tensors, text):
         raise CheckpointError(f"{path} is damaged: its contents do not match their checksum")
+    bad = _non_finite(tensors)
+    if bad is not None:
+        raise CheckpointError(f"{path} is damaged: {bad} is not finite")
     try:
         document = json.loads(text)
         if not isinstance(document, dict):
@@ -165,6 +223,95 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dic
 def read_counts(document: Mapping[str, Any], *names: str) -> list[int]:
     """Whole numbers of a document, 0 or more; `ValueError` for anything else."""
     counts = [document[name] for name in names]
-    if not all(isinstance(count, int) and count >= 0 for count in counts):
+    if not all(_is_count(count) for count in counts):
         raise ValueError(f"{' and '.join(names)} must be 0 or more, got {counts}")
     return counts
+
+
+def read_episodes(document: Mapping[str, Any]) -> list[Episode]:
+    """The recent episodes of a document; `ValueError` for anything else."""
+    rows = document.get("recent_episodes")
+    if not isinstance(rows, list):
+        raise ValueError(f"recent_episodes must be a list, got {rows!r}")
+    for row in rows:
+        if not (
+            isinstance(row, list)
+            and len(row) == 3
+            and isinstance(row[0], float | int)
+            and math.isfinite(row[0])
+            and all(map(_is_count, row[1:]))
+        ):
+            raise ValueError(f"an episode must be [return, length, env_index], got {row!r}")
+    return [Episode(float(total), length, index) for total, length, index in rows]
+
+
+def _is_count(value: object) -> bool:
+    # Quotients of larger numbers would not be floats any more.
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**128
+
+
+def check_like(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """`ValueError` unless names, shapes and types are the same, so that nothing is converted."""
+    for name in sorted(given.keys() | wanted.keys()):
+        there, here = (
+            f"{tensors[name].dtype} {list(tensors[name].shape)}" if name in tensors else "missing"
+            for tensors in (given, wanted)
+        )
+        if there != here:
+            raise ValueError(f"{name} is {there} in the file, and {here} in this agent")
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load a module's state; `ValueError` unless the tensors are just those it has.
+
+    What it computes from them must be finite, too: a negative variance is no scale.
+    """
+    check_like(tensors, module.state_dict())
+    module.load_state_dict(tensors)
+    bad = _non_finite(dict(module.named_buffers()))
+    if bad is not None:
+        raise ValueError(f"{bad} would not be finite")
+
+
+def read_reward_scaler(tensors: Mapping[str, Tensor], gamma: float) -> RewardScaler:
+    """The scaler with this state; `ValueError` for a state that none can have."""
+    scaler = RewardScaler(gamma, len(tensors["returns"]))
+    check_like(tensors, scaler.state_dict())
+    scaler.load_state_dict(tensors)
+    if not bool(torch.isfinite(scaler.moments.std)):
+        raise ValueError("the scale of the rewards would not be finite")
+    return scaler
+
+
+@contextlib.contextmanager
+def all_or_nothing(path: str | Path, module: nn.Module | None) -> Iterator[None]:
+    """Load inside; if that fails, the caller's module is as it was.
+
+    Raises:
+        CheckpointError: For every ordinary error inside, whatever it was.
+    """
+    parts = list(module.modules()) if module is not None else []
+    stores: list[tuple[dict[str, Any], str, Tensor]] = [
+        (store, name, tensor)
+        for part in parts
+        for store in (part._parameters, part._buffers)
+        for name, tensor in store.items()
+        if tensor is not None
+    ]
+    before = [(t, t.data, t.detach().clone(), t.requires_grad, t.grad) for _, _, t in stores]
+    try:
+        yield
+    except BaseException as error:
+        for (store, name, _), (tensor, data, values, trained, grad) in zip(
+            stores, before, strict=True
+        ):
+            store[name] = tensor
+            tensor.data = data.copy_(values)
+            tensor.requires_grad_(trained)
+            tensor.grad = grad
+        if not isinstance(error, Exception):
+            raise
+        raise CheckpointError(
+            f"{path} does not fit this agent: {error}. For a policy of your own pass "
+            "policy=..., built for the same spaces."
+        ) from error

@@ -98,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("--video", metavar="FILE", help="record to FILE (.mp4 or .gif)")
     for sub in (evaluate, watch):
         sub.add_argument(
+            "--best", action="store_true", help="the best checkpoint instead of the newest"
+        )
+        sub.add_argument(
             "--stochastic", action="store_true", help="sample actions instead of the likeliest"
         )
 

@@ -169,7 +169,7 @@ def _summarize(agent: PPOAgent, run: RunFolder, args: argparse.Namespace) -> Non
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    agent = RunFolder.open(args.run).load(warn=_warn)
+    agent = RunFolder.open(args.run).load(best=args.best, warn=_warn)
     _print_evaluation(agent, args.episodes, seed=args.seed, deterministic=not args.stochastic)
     return 0
 
@@ -197,7 +197,7 @@ def _print_evaluation(
 
 
 def _play(args: argparse.Namespace) -> int:
-    agent = RunFolder.open(args.run).load(warn=_warn)
+    agent = RunFolder.open(args.run).load(best=args.best, warn=_warn)
 
     def act(obs: Any) -> Any:
         return agent.act(obs, deterministic=not args.stochastic)

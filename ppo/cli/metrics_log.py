@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -12,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from ppo._files import replace_file
+from ppo.errors import PPOError
 from ppo.report import Report
 
 __all__ = ["MetricsLog", "read_metrics"]
@@ -20,7 +23,7 @@ _JSON, _CSV, _TENSORBOARD = "metrics.jsonl", "metrics.csv", "tensorboard"
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """Read the rows of a run, oldest first; a row that was cut off while written is left out.
+    """Read the rows of a run, oldest first; what is no row, or only half of one, is left out.
 
     Args:
         folder: A run folder, also of a run that is still going on.
@@ -29,17 +32,26 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
         One dictionary per update: `steps`, `updates`, `seconds`, the metrics of `Report` (None
         where they were not finite) and `episodes`, a list of `[return, length, env_index]`.
     """
-    try:
-        lines = (Path(folder) / _JSON).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+    path = Path(folder) / _JSON
+    if not path.is_file():
         return []
     rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
+    # Not `splitlines`, which ends lines at characters that stand inside of JSON strings, too.
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if _is_row(row):
+                rows.append(row)
     return rows
+
+
+def _is_row(row: object) -> bool:
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("steps"), int)
+        and isinstance(row.get("seconds"), float | int)
+        and isinstance(row.get("episodes"), list)
+    )
 
 
 class MetricsLog:
@@ -78,20 +90,27 @@ class MetricsLog:
         self._tensorboard: Any = None
 
     def write(self, report: Report) -> None:
-        """Add the row of an update."""
+        """Add the row of an update.
+
+        Raises:
+            PPOError: The disk refuses. What was cut off is dropped by `rewind`.
+        """
         self.seconds = round(time.monotonic() - self._start, 3)
         head = {"steps": report.steps, "updates": report.updates, "seconds": self.seconds}
         row = {**head, **{name: _finite(value) for name, value in report.metrics.items()}}
         episodes = [list(episode) for episode in report.episodes]
-        if self._json is None or self._csv is None:
-            self._columns = self._columns or list(row)
-            self._open()
-            assert self._json is not None
-            assert self._csv is not None
-        self._json.write(json.dumps({**row, "episodes": episodes}) + "\n")
-        self._json.flush()
-        csv.DictWriter(self._csv, self._columns, extrasaction="ignore").writerow(row)
-        self._csv.flush()
+        try:
+            if self._json is None or self._csv is None:
+                self._columns = self._columns or list(row)
+                self._open()
+                assert self._json is not None
+                assert self._csv is not None
+            self._json.write(json.dumps({**row, "episodes": episodes}) + "\n")
+            self._json.flush()
+            csv.DictWriter(self._csv, self._columns, extrasaction="ignore").writerow(row)
+            self._csv.flush()
+        except OSError as error:
+            raise PPOError(f"the metrics in {self.folder} cannot be written: {error}") from error
         if self._tensorboard is not None:
             for name, value in row.items():
                 if name not in head and value is not None:
@@ -119,18 +138,28 @@ class MetricsLog:
         self.close()
         rows = [row for row in read_metrics(self.folder) if row["steps"] <= steps]
         self._columns = _columns(rows)
-        _replace(self.folder / _JSON, "".join(json.dumps(row) + "\n" for row in rows))
-        _replace(self.folder / _CSV, _table(self._columns, rows) if rows else "")
+        replace_file(self.folder / _JSON, "".join(f"{json.dumps(r)}\n" for r in rows).encode())
+        replace_file(self.folder / _CSV, _table(self._columns, rows).encode() if rows else b"")
         self.seconds = rows[-1]["seconds"] if rows else 0.0
         self._start = time.monotonic() - self.seconds
         self._purge_from = steps + 1
 
+    def sync(self) -> None:
+        """Have the rows on the disk before anything that is written later; see `fsync`."""
+        for file in (self._json, self._csv):
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    os.fsync(file.fileno())
+
     def close(self) -> None:
         """Close the files; the next `write` opens them again."""
-        for file in (self._json, self._csv, self._tensorboard):
-            if file is not None:
-                file.close()
+        files = (self._json, self._csv, self._tensorboard)
         self._json = self._csv = self._tensorboard = None
+        for file in files:
+            # A row that could not be written was an error then, and would be the same again.
+            with contextlib.suppress(OSError):
+                if file is not None:
+                    file.close()
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -148,9 +177,3 @@ def _table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    os.replace(temporary, path)

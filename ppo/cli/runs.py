@@ -20,13 +20,16 @@ import gymnasium
 import torch
 from typing_extensions import Self
 
+from ppo._files import remove_leftovers, replace_file
 from ppo.agent import PPOAgent
-from ppo.checkpoint import versions
+from ppo.checkpoint import fingerprint, read_checkpoint, read_episodes
+from ppo.cli.folders import check_links, make_folder
 from ppo.cli.metrics_log import MetricsLog, read_metrics
 from ppo.config import PPOConfig
 from ppo.errors import CheckpointError, ConfigError, PPOError
 from ppo.evaluation import EvaluationResult
-from ppo.report import Report
+from ppo.report import Report, episode_means
+from ppo.rollout import Episode
 
 __all__ = ["RunFolder", "target_return"]
 
@@ -39,7 +42,7 @@ class RunFolder:
     `run.json`                seed, command, versions, start
     `metrics.jsonl`, `.csv`   a row per update; the JSON lines also name the episodes
     `tensorboard/`            the same as events, where TensorBoard is installed
-    `checkpoints/`            the latest checkpoints, `step-000123456.safetensors`
+    `checkpoints/`            the latest checkpoints and the best, `step-000123456.safetensors`
     `final.safetensors`       the trained agent
     `evaluation.json`         how good it is
     `curve.png`               learning curve, where matplotlib is installed
@@ -47,10 +50,14 @@ class RunFolder:
 
     Make one with `create` or `open`.
 
+    Of the checkpoints the latest `keep` stay, and the best: that with the highest mean return of
+    its recent episodes, the up to 100 that ended last before it was written. The best has no name
+    of its own; when all later ones are damaged, it is one to go back to like any other.
+
     Args:
         path: The folder.
         checkpoint_seconds: Time between checkpoints; the first update is always kept.
-        keep: Number of checkpoints that are kept.
+        keep: Number of latest checkpoints that are kept.
 
     Attributes:
         path: The folder.
@@ -78,6 +85,7 @@ class RunFolder:
         self.keep = keep
         self._log = MetricsLog(self.path)
         self._saved_at = -math.inf
+        self._scores: dict[Path, float] = {}
 
     @classmethod
     def create(
@@ -107,7 +115,7 @@ class RunFolder:
         """
         if name is not None and (Path(name).name != name or name in ("", "..")):
             raise ConfigError(f"a run's name must be a plain folder name, got {name!r}")
-        path = _make_folder(Path(out), stem or config.env or "run", seed, name)
+        path = make_folder(Path(out), stem or config.env or "run", seed, name)
         run = cls(path)
         config.to_yaml(path / "config.yaml")
         run._write_json(
@@ -116,12 +124,11 @@ class RunFolder:
                 "seed": seed,
                 "command": list(command),
                 "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "versions": versions(),
+                **fingerprint(),
                 "system": {
                     "platform": platform.system(),
                     "machine": platform.machine(),
                     "cpus": os.cpu_count(),
-                    "torch_threads": torch.get_num_threads(),
                 },
             },
         )
@@ -132,7 +139,7 @@ class RunFolder:
         """Open a folder made by `create`.
 
         Raises:
-            PPOError: There is none at `path`.
+            PPOError: There is none at `path`, or a link in it leads out of it.
         """
         path = Path(path)
         if not (path / "config.yaml").is_file() or not (path / "run.json").is_file():
@@ -140,6 +147,7 @@ class RunFolder:
             raise PPOError(
                 f"cannot open run {str(path)!r}: {what}; give the path that `ppo train` printed"
             )
+        check_links(path)
         return cls(path)
 
     @property
@@ -151,9 +159,12 @@ class RunFolder:
     def info(self) -> dict[str, Any]:
         """What `run.json` says."""
         try:
-            return dict(json.loads((self.path / "run.json").read_text(encoding="utf-8")))
-        except ValueError as error:
+            info = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            if not isinstance(info, dict):
+                raise ValueError(f"it holds a {type(info).__name__}")
+        except (RecursionError, ValueError) as error:
             raise PPOError(f"{self.path / 'run.json'} is damaged: {error}") from error
+        return info
 
     @property
     def seconds(self) -> float:
@@ -174,7 +185,7 @@ class RunFolder:
             self.save(agent)
 
     def save(self, agent: PPOAgent) -> Path:
-        """Save the agent now; of older checkpoints the latest `keep` stay.
+        """Save the agent now; of older checkpoints the latest `keep` and the best stay.
 
         Raises:
             CheckpointError: The disk refuses; older checkpoints are as they were.
@@ -182,11 +193,15 @@ class RunFolder:
         folder = self.path / "checkpoints"
         folder.mkdir(exist_ok=True)
         path = folder / f"step-{agent.steps:09d}.safetensors"
+        self._log.sync()  # a checkpoint never knows of updates that the metrics have lost
         agent.save(path)
         self._saved_at = time.monotonic()
+        self._scores.pop(path, None)
+        best = self.best()
         for old in self.checkpoints()[self.keep :]:
-            with contextlib.suppress(OSError):
-                old.unlink()
+            if old != best:
+                with contextlib.suppress(OSError):
+                    old.unlink()
         return path
 
     def finish(self, agent: PPOAgent) -> Path:
@@ -201,9 +216,24 @@ class RunFolder:
         found = (self.path / "checkpoints").glob("step-*.safetensors")
         return sorted((path for path in found if _steps(path) >= 0), key=_steps, reverse=True)
 
+    def best(self) -> Path | None:
+        """The checkpoint with the highest return, the latest of equals; None before an episode."""
+        scored = [(self._score(path), _steps(path), path) for path in self.checkpoints()]
+        return max((row for row in scored if math.isfinite(row[0])), default=(None,))[-1]
+
+    def _score(self, path: Path) -> float:
+        """Mean return of a checkpoint's recent episodes; NaN without any, or without a file."""
+        if path not in self._scores:
+            episodes: list[Episode] = []
+            with contextlib.suppress(CheckpointError, ValueError):
+                episodes = read_episodes(read_checkpoint(path)[1])
+            self._scores[path] = episode_means(episodes)["episode_return"]
+        return self._scores[path]
+
     def load(
         self,
         *,
+        best: bool = False,
         device: torch.device | str = "cpu",
         logger: Callable[[Report], object] | None = None,
         warn: Callable[[str], object] = warnings.warn,
@@ -211,14 +241,21 @@ class RunFolder:
         """Read the newest checkpoint that is whole.
 
         Args:
+            best: Read the best one instead.
             device: Where policy and rollouts live.
             logger: As for `PPOAgent`.
-            warn: Told of each checkpoint that had to be skipped, and why.
+            warn: Told of each checkpoint that had to be skipped, and why, and of what differs here
+                from where the file was written.
 
         Raises:
             CheckpointError: There is no checkpoint, or none is whole.
         """
-        agent, skipped = self._newest(device, logger)
+        best_path = self.best() if best else None
+        if best and best_path is None:
+            raise CheckpointError(f"{self.path} holds no checkpoint with a finished episode")
+        if best_path is not None:
+            return _read(best_path, device, logger, warn)
+        agent, skipped = self._newest(device, logger, warn)
         for error in skipped:
             warn(f"skipped a checkpoint: {error}")
         if skipped:
@@ -250,18 +287,23 @@ class RunFolder:
         for path in self.checkpoints():
             if _steps(path) > agent.steps:
                 path.rename(path.with_name(path.name + ".skipped"))
+        for folder in (self.path, self.path / "checkpoints"):
+            remove_leftovers(folder)
         self._log.rewind(agent.steps)
         self._saved_at = time.monotonic()
         return agent
 
     def _newest(
-        self, device: torch.device | str, logger: Callable[[Report], object] | None
+        self,
+        device: torch.device | str,
+        logger: Callable[[Report], object] | None,
+        warn: Callable[[str], object],
     ) -> tuple[PPOAgent, list[CheckpointError]]:
         skipped: list[CheckpointError] = []
         final = self.path / "final.safetensors"
         for path in [*self.checkpoints(), *([final] if final.is_file() else [])]:
             try:
-                return PPOAgent.load(path, device=device, logger=logger), skipped
+                return _read(path, device, logger, warn), skipped
             except CheckpointError as error:
                 skipped.append(error)
         config = self.path / "config.yaml"
@@ -300,9 +342,24 @@ class RunFolder:
         self.close()
 
     def _write_json(self, name: str, data: Any) -> None:
-        temporary = self.path / f".{name}.tmp"
-        temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path / name)
+        replace_file(self.path / name, f"{json.dumps(data, indent=2)}\n".encode())
+
+
+def _read(
+    path: Path,
+    device: torch.device | str,
+    logger: Callable[[Report], object] | None,
+    warn: Callable[[str], object],
+) -> PPOAgent:
+    """Read a checkpoint of a run; what it warns of goes to `warn`."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        agent = PPOAgent.load(path, device=device, logger=logger)
+    if _steps(path) not in (-1, agent.steps):
+        raise CheckpointError(f"{path} is not what its name says: it holds {agent.steps} steps")
+    for warning in caught:
+        warn(str(warning.message))
+    return agent
 
 
 def target_return(config: PPOConfig) -> float | None:
@@ -313,23 +370,6 @@ def target_return(config: PPOConfig) -> float | None:
         return gymnasium.spec(config.env).reward_threshold
     except (gymnasium.error.Error, ModuleNotFoundError):
         return None
-
-
-def _make_folder(out: Path, stem: str, seed: int, name: str | None) -> Path:
-    out.mkdir(parents=True, exist_ok=True)
-    if name is None:
-        stem = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "run"
-        name = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}-seed{seed}"
-        names = [name, *(f"{name}-{count}" for count in range(2, 1000))]
-    else:
-        names = [name]
-    for candidate in names:
-        try:
-            (out / candidate).mkdir()
-        except FileExistsError:
-            continue
-        return out / candidate
-    raise PPOError(f"{out / name} exists already; choose another name, or go on with `ppo resume`")
 
 
 def _steps(path: Path) -> int:
