@@ -393,12 +393,12 @@ class PPOAgent:
             agent = cls(policy, config=config, seed=seed, device=device, logger=logger)
             agent._build(*spaces)
             checkpoint.fill(agent.policy, groups["policy"])
-            checkpoint.check_like(groups.get("optimizer", {}), agent._learner.state_dict())
+            checkpoint.check_moments(groups.get("optimizer", {}), agent._learner.state_dict())
             agent._learner.load_state_dict(groups.get("optimizer", {}))
             freeze_exactly(policy, frozen)
             if "reward_scaler" in groups:
-                state = groups["reward_scaler"]
-                agent._reward_scaler = checkpoint.read_reward_scaler(state, config.gamma)
+                scaler = checkpoint.read_reward_scaler(groups["reward_scaler"], config.gamma)
+                agent._reward_scaler = scaler
             agent._generator.set_state(groups["generators"]["minibatches"])
             agent._act_generator.set_state(groups["generators"]["acting"])
             counts = checkpoint.read_counts(document, "steps", "updates", "goal", "learn_calls")

@@ -33,6 +33,7 @@ __all__ = [
     "FORMAT_VERSION",
     "all_or_nothing",
     "check_like",
+    "check_moments",
     "fill",
     "fingerprint",
     "read_checkpoint",
@@ -259,6 +260,14 @@ def check_like(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Non
         )
         if there != here:
             raise ValueError(f"{name} is {there} in the file, and {here} in this agent")
+
+
+def check_moments(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """`check_like` for the state of Adam, whose mean squares and counts are never negative."""
+    check_like(given, wanted)
+    for name, tensor in given.items():
+        if not name.endswith(".exp_avg") and bool((tensor < 0).any()):
+            raise ValueError(f"{name} is negative")
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

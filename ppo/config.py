@@ -288,6 +288,11 @@ def _wrapper(entry: Any) -> tuple[str, dict[str, Any]]:
     known = [known for known in gymnasium.wrappers.__all__ if known[0].isupper()]
     if not isinstance(kwargs, Mapping):
         raise ConfigError(f"wrappers: {name} needs {{argument: value}}, got {kwargs!r}")
+    if name == "RecordVideo":
+        raise ConfigError(
+            "wrappers: RecordVideo would write to whatever folder a file names; record a finished "
+            "run with `ppo play RUN --video FILE`, or wrap the environment in code of your own"
+        )
     if name not in known:
         unknown = NearestError(str(name), known, what="gymnasium wrapper")
         raise ConfigError(f"wrappers: {unknown}")

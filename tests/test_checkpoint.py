@@ -1,6 +1,4 @@
 import errno
-import hashlib
-import io
 import json
 import os
 import pathlib
@@ -13,7 +11,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from breaking import break_at
 from environments import CountingEnv
+from forging import change_document, rewrite
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import seeds
@@ -151,62 +151,11 @@ class Crash(BaseException):
     """The process ends here: no handler of ordinary errors sees it."""
 
 
-class BreakingFile:
-    """A file whose writes count, and break half-way."""
+def raiser(error):
+    def end():
+        raise error
 
-    def __init__(self, file, event):
-        self.file, self.event = file, event
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.file.close()
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
-
-    def write(self, data):
-        half = len(data) // 2
-        self.event("write", before=lambda: (self.file.write(data[:half]), self.file.flush()))
-        return self.file.write(data)
-
-    def flush(self):
-        self.event("flush")
-        self.file.flush()
-
-
-def break_at(monkeypatch, number, error):
-    """Raise `error` in the `number`-th system call of a save; returns the calls so far."""
-    calls = []
-
-    def event(name, before=lambda: None):
-        calls.append(name)
-        if len(calls) == number + 1:
-            before()
-            raise error
-
-    def patched(name):
-        original = getattr(os, name)
-
-        def call(*args, **kwargs):
-            event(name)
-            return original(*args, **kwargs)
-
-        return call
-
-    for name in ("fsync", "replace", "rename", "open", "close", "link"):
-        monkeypatch.setattr(os, name, patched(name))
-    original_open = io.open
-
-    def open_file(file, mode="r", *args, **kwargs):
-        event("open file")
-        opened = original_open(file, mode, *args, **kwargs)
-        return BreakingFile(opened, event) if set(mode) & set("wax+") else opened
-
-    monkeypatch.setattr(io, "open", open_file)
-    monkeypatch.setattr("builtins.open", open_file)
-    return calls
+    return end
 
 
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -214,7 +163,7 @@ NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 def test_a_save_writes_flushes_syncs_and_only_then_replaces(path, monkeypatch):
     with monkeypatch.context() as patch:
-        calls = break_at(patch, 10_000, Crash())
+        calls = break_at(patch, 10_000)
         write_checkpoint(path, GROUPS, DOCUMENT)
     order = [calls.index(name) for name in ("open file", "write", "flush", "fsync", "replace")]
     assert order == sorted(order)
@@ -234,7 +183,7 @@ def test_a_save_that_breaks_anywhere_leaves_the_old_file_or_the_new(
             write_checkpoint(path, GROUPS, {"steps": "old"})
         raised = None
         with monkeypatch.context() as patch:
-            calls = break_at(patch, number, error)
+            calls = break_at(patch, number, raiser(error))
             try:
                 write_checkpoint(path, GROUPS, {"steps": "new"})
             except (Crash, CheckpointError) as caught:
@@ -279,7 +228,7 @@ def test_what_the_disk_does_not_keep_never_takes_the_place_of_the_old_file(
 
 def test_what_a_crash_left_behind_is_no_obstacle(path, monkeypatch):
     with monkeypatch.context() as patch:
-        break_at(patch, 1, Crash())
+        break_at(patch, 1, raiser(Crash()))
         with pytest.raises(Crash):
             write_checkpoint(path, GROUPS, {"steps": "old"})
     write_checkpoint(path, GROUPS, {"steps": "new"})
@@ -384,22 +333,6 @@ def test_a_header_nested_without_end_is_refused(path):
     refused(path)
 
 
-def rewrite(path, change):
-    """Change the metadata as an attacker who knows how the checksum is made."""
-    with safetensors.safe_open(path, framework="pt") as file:
-        metadata = dict(file.metadata())
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    change(metadata, tensors)
-    if metadata.pop("honest", None) is None and "sha256" in metadata:
-        digest = hashlib.sha256(metadata["document"].encode())
-        for name in sorted(tensors):
-            tensor = tensors[name].contiguous()
-            digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-        metadata["sha256"] = digest.hexdigest()
-    path.write_bytes(safetensors.torch.save(tensors, metadata))
-
-
 def test_rewriting_without_a_change_is_accepted(file):
     rewrite(file, lambda metadata, tensors: None)
     PPOAgent.load(file)
@@ -497,19 +430,6 @@ def test_no_file_runs_code_under_any_name(tmp_path, write, suffix, monkeypatch, 
     refused(path)
     assert unpickled == []
     assert not trace.exists()
-
-
-def change_document(path, **changes):
-    def change(metadata, tensors):
-        document = json.loads(metadata["document"])
-        for name, value in changes.items():
-            if value is None:
-                del document[name]
-            else:
-                document[name] = value
-        metadata["document"] = json.dumps(document)
-
-    rewrite(path, change)
 
 
 @pytest.mark.parametrize(
