@@ -13,6 +13,7 @@ from pathlib import Path
 import gymnasium
 import pytest
 from environments import CountingEnv, FaultyEnv, crash, nan_obs
+from forging import edit_document
 from gymnasium.envs.registration import EnvSpec
 from processes import wait_until
 
@@ -349,6 +350,28 @@ def test_resume_says_loudly_what_it_skipped(copied, capsys):
     assert f"ppo: warning: skipped a checkpoint: {newest}" in err
     assert "going on from 64 to 128 steps" in err
     assert steps_of(copied) == [64, 128]
+
+
+def test_resume_says_what_differs_from_where_the_run_began(copied, capsys):
+    for path in copied.rglob("*.safetensors"):
+        edit_document(path, lambda document: document["machine"].update(threads="64"))
+    assert main(["resume", str(copied), "--eval-episodes", "0"]) == 0
+    err = capsys.readouterr().err
+    assert err.count("ppo: warning: ") == 1
+    assert "threads 64 (here 1)" in err
+
+
+def test_the_best_checkpoint_can_be_evaluated(copied, capsys):
+    first, *_ = RunFolder.open(copied).checkpoints()[::-1]
+    edit_document(first, lambda document: document.update(recent_episodes=[[10.0**6, 10, 0]]))
+    assert main(["evaluate", str(copied), "--best", "--episodes", "2"]) == 0
+    best = capsys.readouterr().out
+    result = PPOAgent.load(first).evaluate("CartPole-v1", 2)
+    assert str(result) in best
+    for path in RunFolder.open(copied).checkpoints():
+        if path != first:
+            path.write_bytes(b"")
+    assert main(["evaluate", str(copied), "--best", "--episodes", "2"]) == 0
 
 
 @pytest.mark.parametrize("command", ["resume", "evaluate", "play"])

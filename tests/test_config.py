@@ -862,6 +862,12 @@ def test_the_factory_makes_the_configured_environment():
     env.close()
 
 
+@pytest.mark.parametrize("folder", ["/tmp", "../..", "videos"])
+def test_no_file_says_where_videos_are_written(read, folder):
+    text = f"wrappers: [RecordVideo: {{video_folder: {folder}}}]"
+    assert "ppo play RUN --video FILE" in refused(read, text, match="RecordVideo")
+
+
 def test_a_factory_needs_an_environment():
     with pytest.raises(ConfigError, match="env"):
         PPOConfig().env_factory()

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import os
 import sys
+from pathlib import Path
 
 import pytest
 
-from ppo import Report
+from ppo import PPOError, Report
 from ppo.cli.metrics_log import MetricsLog, read_metrics
 from ppo.rollout import Episode
 
@@ -79,6 +81,85 @@ def test_a_row_that_was_cut_off_is_left_out_and_then_removed(tmp_path):
     log.write(report(20))
     log.close()
     assert [row["steps"] for row in read_metrics(tmp_path)] == [10, 20]
+
+
+JUNK = [
+    b"",
+    b"\n",
+    b"null",
+    b"3",
+    b"[]",
+    b"{}",
+    b'{"steps": "many", "seconds": 1.0, "episodes": []}',
+    b'{"steps": 20}',
+    b'{"steps": 20, "seconds": null, "episodes": []}',
+    b'{"steps": 20, "seconds": 1.0, "episodes": 3}',
+    b"\x00" * 4096,
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b"9" * 10_000,
+]
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=range(len(JUNK)))
+def test_what_is_no_row_is_left_out_and_then_removed(tmp_path, junk):
+    log = MetricsLog(tmp_path)
+    log.write(report(10))
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(junk + b"\n")
+    log = MetricsLog(tmp_path)
+    assert [row["steps"] for row in read_metrics(tmp_path)] == [10]
+    log.rewind(1000)
+    log.write(report(30))
+    log.close()
+    assert [row["steps"] for row in read_metrics(tmp_path)] == [10, 30]
+    assert [row["steps"] for row in table(tmp_path)] == ["10", "30"]
+    assert len((tmp_path / "metrics.jsonl").read_bytes().split(b"\n")) == 3
+
+
+def test_a_line_separator_inside_of_a_row_does_not_end_it(tmp_path):
+    row = {"steps": 10, "seconds": 1.0, "note": "a\u2028b\x85c", "episodes": []}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n")
+    assert read_metrics(tmp_path) == [row]
+
+
+def test_a_disk_that_refuses_is_named_and_closing_is_no_second_error(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path)
+    log.write(report(10))
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+        flush = write
+
+        def close(self):
+            self.file.close()
+            raise OSError(28, "No space left on device")
+
+    log._json, log._csv = Full(log._json), Full(log._csv)
+    with pytest.raises(PPOError, match=f"{tmp_path.name}.*No space left"):
+        log.write(report(20))
+    log.close()
+    log.write(report(30))
+    log.close()
+    assert [row["steps"] for row in read_metrics(tmp_path)] == [10, 30]
+
+
+def test_rows_are_synced_before_a_checkpoint_that_knows_of_them(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("os.fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    log = MetricsLog(tmp_path)
+    log.sync()
+    assert synced == []
+    log.write(report(10))
+    log.sync()
+    log.close()
+    assert [Path(name).name for name in synced] == ["metrics.jsonl", "metrics.csv"]
 
 
 def test_rewind_drops_exactly_the_rows_after_its_steps(tmp_path):
