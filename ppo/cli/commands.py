@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,8 @@ def _learn(agent: PPOAgent, run: RunFolder, steps: int, args: argparse.Namespace
             milestones(report)
         return stop.signum is None
 
-    with run, StopSignals() as stop:
+    with run, StopSignals() as stop, warnings.catch_warnings():
+        warnings.showwarning = lambda message, *about, **more: _warn(str(message))
         try:
             if steps > 0:
                 env = agent.config.env_factory()

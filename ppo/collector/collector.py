@@ -159,7 +159,8 @@ class RolloutCollector:
         self._buffers: Buffers | None = None
         self._last_row = 0  # of `obs`: what the next action is taken on
         self._masked = np.zeros(self.num_envs, np.bool_)  # environments that give masks
-        self._log = ActionLog(self.num_envs)
+        # A vector environment cannot play an episode again.
+        self._log = ActionLog(self.num_envs) if source.vector is None else None
         self._restored: CollectorState | None = None  # until the next `collect`
         self._playing = np.zeros(self.num_envs, np.bool_)  # columns that were put back
 
@@ -195,8 +196,8 @@ class RolloutCollector:
                 raw.check_finite()
                 raise
             self._last_row = num_steps
-            actions = map_tree(lambda array: array[:num_steps], buffers.actions)
-            self._log.extend(actions, buffers.ended(slice(num_steps)))
+            if self._log is not None:
+                self._log.extend(buffers.actions, buffers.ended(slice(num_steps)))
             raw.check_finite()
             return raw.evaluated(calls, self.device)
 
@@ -225,7 +226,7 @@ class RolloutCollector:
         rows = slice(self._last_row, self._last_row + layout.history + 1)
         return CollectorState(
             bookmarks=tuple(marks),
-            actions=tuple(self._log.of(index) for index in range(self.num_envs)),
+            actions=(None,) * self.num_envs if self._log is None else self._log.of_all(),
             noise=tuple(rng.bit_generator.state for rng in self._noise),
             generator=self._generator.get_state().numpy(),
             squash=layout.squash,
@@ -276,7 +277,8 @@ class RolloutCollector:
         self._restored = state
         self._noise = [stream_at(noise) for noise in state.noise]
         self._generator.set_state(torch.from_numpy(state.generator))
-        self._log.put(state.actions, self._playing)
+        if self._log is not None:
+            self._log.put(state.actions, self._playing)
         if not self._playing.all():
             warnings.warn(state.new_episodes(self._playing), stacklevel=2)
         return self._playing.copy()

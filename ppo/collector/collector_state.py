@@ -115,6 +115,7 @@ class CollectorState:
         _check(self.masks.dtype == np.bool_ and self.masks.shape[:1] == (count,), "action masks")
         policy = self.policy
         _check(policy.age.dtype == np.int64 and policy.age.shape == (count,), "age of the memory")
+        _check(bool((policy.age >= 0).all()), "age of the memory")
         _check(policy.memory.dtype == np.float32 and policy.memory.ndim == 2, "memory")
         stacks = [] if policy.frames is None else leaves(policy.frames)
         _check(all(len(array) == count for array in [policy.memory, *stacks]), "memory")

@@ -67,7 +67,12 @@ class ActionLog:
         self._parts: list[list[Any]] = [[] for _ in range(num_envs)]
 
     def extend(self, actions: Any, ended: np.ndarray) -> None:
-        """Take in the actions of a rollout, a tree of `[T, N, ...]`, and where episodes ended."""
+        """Take in a rollout.
+
+        Args:
+            actions: Raw actions, a tree of arrays `[T, N, ...]`, which may be longer.
+            ended: Where episodes ended, bool `[T, N]`.
+        """
         num_steps = len(ended)
         # The row behind the last end of each column.
         over: np.ndarray = ended.any(axis=0)  # type: ignore[assignment]
@@ -79,15 +84,15 @@ class ActionLog:
             if start[index] < num_steps:
                 parts.append(_rows(actions, start[index], num_steps, index))
 
-    def of(self, index: int) -> Any:
-        """Actions of a column, a tree of `[L, ...]`; None for an episode without any."""
-        parts = self._parts[index]
-        if len(parts) > 1:
-            parts[:] = [map_tree(lambda *arrays: np.concatenate(arrays), *parts)]
-        return parts[0] if parts else None
+    def of_all(self) -> tuple[Any, ...]:
+        """Actions of every column, trees of `[L, ...]`; None for an episode without any."""
+        for parts in self._parts:
+            if len(parts) > 1:
+                parts[:] = [map_tree(lambda *arrays: np.concatenate(arrays), *parts)]
+        return tuple(parts[0] if parts else None for parts in self._parts)
 
     def put(self, actions: Sequence[Any], columns: np.ndarray) -> None:
-        """Begin with what `of` returned, in the chosen columns bool `[N]`."""
+        """Begin with what `of_all` returned, in the chosen columns bool `[N]`."""
         for index, taken in enumerate(actions):
             if columns[index] and taken is not None:
                 self._parts[index] = [taken]
