@@ -1,5 +1,9 @@
 """Where the episodes of a run are, as a file says it: nothing that makes no sense is believed."""
 
+import copy
+import random
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -92,3 +96,49 @@ def test_forged_bookmarks_are_refused(changes, parts):
     first, *others = parts[-1]["bookmarks"]
     with pytest.raises(CheckpointError):
         PPOAgent.load(forge(parts, {**parts[-1], "bookmarks": ({**first, **changes}, *others)}))
+
+
+VALUES = (None, -1, 0, 7, 2**70, 1.5, float("nan"), "text", [], {}, True, ["0", "<f8", [1]])
+
+
+def mutate(rng, document, arrays):
+    """Exchange one value somewhere in the document, or one byte of an array."""
+    if rng.random() < 0.3:
+        array = arrays[rng.choice([name for name, array in arrays.items() if array.size])]
+        array[rng.randrange(array.size)] = rng.randrange(256)
+        return
+    places = []
+
+    def walk(item):
+        for key, part in item.items() if isinstance(item, dict) else enumerate(item):
+            places.append((item, key))
+            if isinstance(part, dict | list):
+                walk(part)
+
+    walk(document)
+    item, key = rng.choice(places)
+    item[key] = rng.choice(VALUES)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_mutated_place_in_an_episode_is_a_typed_error_or_an_agent_that_learns(seed, parts):
+    path, groups, document, plain = parts
+    packed, arrays = pack(plain)
+    rng = random.Random(seed)
+    outcomes = {"refused": 0, "learned": 0}
+    for _ in range(50):
+        forged = copy.deepcopy(packed)
+        changed = {name: array.copy() for name, array in arrays.items()}
+        mutate(rng, forged, changed)
+        tensors = {name: torch.from_numpy(array) for name, array in changed.items()}
+        write_checkpoint(path, {**groups, "episodes": tensors}, {**document, "episodes": forged})
+        try:
+            agent = PPOAgent.load(path)
+        except CheckpointError:
+            outcomes["refused"] += 1
+            continue
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* environments begin new episodes")
+            agent.learn(lambda: CountingEnv(length=50), 1)
+        outcomes["learned"] += 1
+    assert min(outcomes.values()) > 0

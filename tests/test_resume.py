@@ -210,6 +210,17 @@ def test_so_it_is_with_noise_wind_masks_and_nested_spaces(env, tmp_path):
     check(env, tmp_path)
 
 
+@pytest.mark.parametrize("distribution", ["squashed", "beta", "gsde"])
+def test_so_it_is_for_every_kind_of_action_noise(distribution, tmp_path):
+    policy = PolicyConfig(hidden_sizes=(8,), distribution=distribution)
+    check("Pendulum-v1", tmp_path, CONFIG.replace(policy=policy), num_workers=2)
+
+
+def test_so_it_is_for_optimizers_and_rates_that_have_a_state_of_their_own(tmp_path):
+    options = {"optimizer": "SGD", "optimizer_kwargs": {"momentum": 0.9}, "adaptive_kl": 0.01}
+    check(NoisyEnv, tmp_path, CONFIG.replace(**options))
+
+
 @pytest.mark.parametrize("memory", [None, "gru"])
 def test_so_it_is_for_stacked_frames(memory, tmp_path):
     policy = PolicyConfig(hidden_sizes=(8,), frame_stack=4, memory=memory, memory_size=8)

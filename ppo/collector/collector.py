@@ -231,7 +231,7 @@ class RolloutCollector:
             generator=self._generator.get_state().numpy(),
             squash=layout.squash,
             frames=map_tree(lambda array: array[rows].copy(), self._buffers.frames),
-            masks=self._buffers.masks[self._last_row].copy(),
+            masks=self._buffers.masks[self._last_row] | ~self._masked[:, None],
             policy=self._calls.state.copy(),
         )
 

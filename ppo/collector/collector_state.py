@@ -112,7 +112,9 @@ class CollectorState:
         _check(type(self.squash) is bool, "flag for squashed actions")
         rows = [leaf.shape[:2] for leaf in leaves(self.frames)]
         _check(len(set(rows)) == 1 and rows[0][0] > 0 and rows[0][1] == count, "frames")
+        _check(all(np.isfinite(leaf).all() for leaf in leaves(self.frames)), "frames")
         _check(self.masks.dtype == np.bool_ and self.masks.shape[:1] == (count,), "action masks")
+        _check(not self.masks.size or bool(self.masks.any(1).all()), "action masks")
         policy = self.policy
         _check(policy.age.dtype == np.int64 and policy.age.shape == (count,), "age of the memory")
         _check(bool((policy.age >= 0).all()), "age of the memory")
