@@ -136,7 +136,8 @@ class PPOAgent:
     ) -> Self:
         """Train for at least `steps` further transitions; calling it again continues.
 
-        Schedules run over all transitions from the first to the end of this call.
+        Schedules run over all transitions from the first to the end of this call. If the call
+        before was interrupted, its episodes go on where they were; else new ones begin.
 
         Args:
             env: As for `RolloutCollector`; the id in the config brings the config's arguments
@@ -358,7 +359,7 @@ class PPOAgent:
         return evaluate(self.policy, source, episodes, deterministic=deterministic, seed=root)
 
     def save(self, path: str | Path) -> None:
-        """Write policy, optimizer, normalisers, generators and counters to one file, atomically.
+        """Write all that a later `learn` depends on to one file, atomically; also from a callback.
 
         Raises:
             CheckpointError: The file cannot be written, or a parameter is not finite.

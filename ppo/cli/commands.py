@@ -88,6 +88,11 @@ def _train(args: argparse.Namespace) -> int:
 def _resume(args: argparse.Namespace) -> int:
     run = RunFolder.open(args.run)
     agent = run.resume(device=args.device, warn=_warn)
+    if agent.left_off is None and agent.steps < agent.goal:
+        _warn(
+            f"the checkpoint of {agent.steps:,} steps does not hold where its episodes were, as it "
+            "was written after a failure or by an earlier version: new ones begin"
+        )
     steps = max(0, agent.goal - agent.steps) if args.steps is None else args.steps
     if not args.quiet:
         _note(

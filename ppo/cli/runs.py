@@ -290,11 +290,6 @@ class RunFolder:
         for folder in (self.path, self.path / "checkpoints"):
             remove_leftovers(folder)
         self._log.rewind(agent.steps)
-        if agent.left_off is None and agent.steps < agent.goal:
-            warn(
-                f"the checkpoint of {agent.steps:,} steps does not hold where its episodes were, "
-                "as it was written after a failure or by an earlier version: new ones begin"
-            )
         self._saved_at = time.monotonic()
         return agent
 

@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
@@ -106,7 +107,7 @@ def kind_of(env: Env) -> str:
     """Id and classes of an environment and its wrappers: the same where replaying makes sense."""
     names = []
     inner = env
-    while hasattr(inner, "env"):
+    while isinstance(inner, gymnasium.Wrapper):
         names.append(type(inner).__qualname__)
         inner = inner.env
     names.append(type(inner).__qualname__)
