@@ -14,7 +14,17 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # From the bottom up. A module may import from its own floor and from those below it.
 FLOORS = [
-    {"_version", "errors", "_checks", "_files", "_masks", "_reductions", "_scan", "packing", "trees"},
+    {
+        "_version",
+        "errors",
+        "_checks",
+        "_files",
+        "_masks",
+        "_reductions",
+        "_scan",
+        "packing",
+        "trees",
+    },
     {"advantages", "losses", "diagnostics", "distributions", "statistics", "schedules"},
     {
         "frames",

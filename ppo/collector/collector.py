@@ -222,11 +222,14 @@ class RolloutCollector:
             return None
         with self._closing_on_failure():
             marks = self._backend.bookmarks()
+        logs = [None] * self.num_envs if self._log is None else self._log.of_all()
         layout = self._buffers.layout
         rows = slice(self._last_row, self._last_row + layout.history + 1)
         return CollectorState(
             bookmarks=tuple(marks),
-            actions=(None,) * self.num_envs if self._log is None else self._log.of_all(),
+            actions=tuple(
+                None if mark.seed is None else log for mark, log in zip(marks, logs, strict=True)
+            ),
             noise=tuple(rng.bit_generator.state for rng in self._noise),
             generator=self._generator.get_state().numpy(),
             squash=layout.squash,

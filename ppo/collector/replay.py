@@ -103,7 +103,7 @@ def _rows(actions: Any, start: int, stop: int, index: int) -> Any:
     return map_tree(lambda array: array[start:stop, index].copy(), actions)
 
 
-def kind_of(env: Env) -> str:
+def kind_of(env: Any) -> str:
     """Id and classes of an environment and its wrappers: the same where replaying makes sense."""
     names = []
     inner = env
@@ -111,7 +111,8 @@ def kind_of(env: Env) -> str:
         names.append(type(inner).__qualname__)
         inner = inner.env
     names.append(type(inner).__qualname__)
-    return " > ".join([*names, *([env.spec.id] if env.spec else [])])
+    spec = getattr(env, "spec", None)
+    return " > ".join([*names, *([spec.id] if spec else [])])
 
 
 def digest(obs: Any) -> str:
