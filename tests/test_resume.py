@@ -13,7 +13,7 @@ import torch
 from environments import AliasingEnv, CountingEnv
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from processes import start_script, wait_until
+from processes import run_script
 from small_policies import OwnPolicy
 
 from ppo import PolicyConfig, PPOAgent, PPOConfig
@@ -487,11 +487,23 @@ def table(folder):
     ]
 
 
-TRAIN = """
-import sys
+KILLED = """
+import os, signal, sys
+from ppo import PPOAgent
 from ppo.cli import commands, runs
-runs.RunFolder.checkpoint = lambda run, agent: run.save(agent)
-sys.exit(commands.main(sys.argv[1:]))
+
+runs.RunFolder.checkpoint = lambda run, agent: agent.updates % 3 or run.save(agent)
+owner = {"update": PPOAgent, "log": runs.RunFolder}[sys.argv[1]]
+whole, calls = getattr(owner, sys.argv[1]), []
+
+def call(*arguments):
+    calls.append(arguments)
+    if len(calls) == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(*arguments)
+
+setattr(owner, sys.argv[1], call)
+sys.exit(commands.main(sys.argv[2:]))
 """
 ARGUMENTS = [
     "train",
@@ -508,20 +520,18 @@ ARGUMENTS = [
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_run_is_resumed_exactly(workers, tmp_path):
-    """kill -9 between two updates, or within one: `ppo resume` gives what would have been."""
-    steps = 40 * 256
-    arguments = [*ARGUMENTS, f"steps={steps}", f"num_workers={workers}", "--out", str(tmp_path)]
+@pytest.mark.parametrize("where", ["update", "log"])
+def test_a_killed_run_is_resumed_exactly(where, workers, tmp_path):
+    """kill -9 behind a rollout or behind an update, some updates after the latest checkpoint."""
+    arguments = [*ARGUMENTS, "steps=3072", f"num_workers={workers}", "--out", str(tmp_path)]
     assert main([*arguments, "--name", "whole"]) == 0
-    with start_script(None, TRAIN, *arguments, "--name", "killed") as process:
-        process.stdin.write(TRAIN)
-        process.stdin.close()
-        log = tmp_path / "killed/metrics.jsonl"
-        wait_until(lambda: log.exists() and log.read_text().count("\n") >= 5, 60.0)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert 5 <= len(table(tmp_path / "killed")) < 40
+    status, *_ = run_script(tmp_path / "train.py", KILLED, where, *arguments, "--name", "killed")
+    assert status == -signal.SIGKILL
+    assert len(table(tmp_path / "killed")) == 7
+    left_off = RunFolder.open(tmp_path / "killed").load().left_off
+    assert any(mark.episode_length > 0 for mark in left_off.bookmarks)
     assert main(["resume", str(tmp_path / "killed"), "--quiet", "--eval-episodes", "0"]) == 0
+    assert len(table(tmp_path / "whole")) == 12
     assert table(tmp_path / "killed") == table(tmp_path / "whole")
     one, other = (RunFolder.open(tmp_path / name).load() for name in ("whole", "killed"))
     assert_same(one, other)
