@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ppo import checkpoint
 from ppo.acting import act
 from ppo.advantages import gae, normalize
-from ppo.collector import RolloutCollector
+from ppo.collector import CollectorState, RolloutCollector
 from ppo.config import PPOConfig
 from ppo.diagnostics import explained_variance
 from ppo.envs import EnvLike
@@ -25,15 +26,16 @@ from ppo.errors import PPOError
 from ppo.evaluation import EvaluationResult, evaluate
 from ppo.frames import newest
 from ppo.learner import Learner, LearnerSettings
-from ppo.policies.actor_critic import blank_policy, make_policy
-from ppo.policies.protocol import freeze_exactly, frozen_parameters
+from ppo.persistence import read_agent, write_agent
+from ppo.policies.actor_critic import make_policy
+from ppo.policies.protocol import frozen_parameters
 from ppo.policies.snapshot import acts_in_workers
 from ppo.policies.state import PolicyState
 from ppo.progress import progress_bar
 from ppo.report import Callback, Report, asks_to_stop, episode_means
 from ppo.revaluation import revalue
 from ppo.rollout import Batch, Episode, Rollout
-from ppo.spaces import Space, check_policy_spaces, space_from_dict, space_to_dict
+from ppo.spaces import Space, check_policy_spaces
 from ppo.statistics import RewardScaler
 from ppo.trees import map_tree
 
@@ -57,6 +59,7 @@ class PPOAgent:
         config: The hyperparameters.
         steps: Transitions trained on so far.
         goal: Transitions at which the latest `learn` ends, or was to end.
+        left_off: Where the episodes of an interrupted `learn` are; None after a finished one.
         updates: Updates so far.
         observation_space: Of one environment; None until known.
         action_space: Of one environment; None until known.
@@ -87,12 +90,14 @@ class PPOAgent:
         self.updates = 0
         self.observation_space: Space | None = None
         self.action_space: Space | None = None
+        self.left_off: CollectorState | None = None
         self._logger = logger
         self.goal = 0
         self._learn_calls = 0
         self._generator = torch.Generator().manual_seed(self._child_seed(0))
         self._act_generator = torch.Generator().manual_seed(self._child_seed(1))
         self._reward_scaler: RewardScaler | None = None
+        self._between_rollouts: RolloutCollector | None = None  # of the running `learn`
         self._recent: deque[Episode] = deque(maxlen=100)
         if policy is not None:
             self._adopt(policy)
@@ -131,7 +136,8 @@ class PPOAgent:
     ) -> Self:
         """Train for at least `steps` further transitions; calling it again continues.
 
-        Schedules run over all transitions from the first to the end of this call.
+        Schedules run over all transitions from the first to the end of this call. If the call
+        before was interrupted, its episodes go on where they were; else new ones begin.
 
         Args:
             env: As for `RolloutCollector`; the id in the config brings the config's arguments
@@ -152,16 +158,18 @@ class PPOAgent:
         if not steps >= 1:  # NaN too
             raise ValueError(f"steps must be at least 1, got {steps}")
         goal = self.steps + steps
-        with self._collector(env) as collector, progress_bar(self.steps, goal, progress) as bar:
-            self._build(collector.observation_space, collector.action_space)
-            self.goal = goal
-            self._learn_calls += 1
-            if self._reward_scaler is not None:
-                self._reward_scaler.reset(collector.num_envs)
+        with (
+            self._make_collector(env) as collector,
+            progress_bar(self.steps, goal, progress) as bar,
+            self._noting_episodes(),
+        ):
+            self._begin(collector, goal)
             while self.steps < goal:
                 start = time.perf_counter()
+                self._between_rollouts = None
                 rollout = collector.collect(self.policy, self.config.num_steps)
                 metrics = self.update(rollout)
+                self._between_rollouts = collector
                 seconds = time.perf_counter() - start
                 metrics["steps_per_second"] = rollout.num_transitions / seconds
                 report = self._report(rollout, metrics)
@@ -172,13 +180,45 @@ class PPOAgent:
                     break
         return self
 
+    def _begin(self, collector: RolloutCollector, goal: int) -> None:
+        """Begin a call of `learn`, or go on with one that was interrupted, where it was."""
+        self._build(collector.observation_space, collector.action_space)
+        self.goal = goal
+        scaler = self._reward_scaler
+        if self.left_off is not None and collector.fits(self.left_off):
+            playing = torch.from_numpy(collector.load_state_dict(self.left_off))
+            if scaler is not None:
+                state = scaler.state_dict()
+                state["returns"][~playing] = 0.0
+                scaler.load_state_dict(state)
+        else:
+            self._learn_calls += 1
+            if scaler is not None:
+                scaler.reset(collector.num_envs)
+        self.left_off = None
+
+    @contextlib.contextmanager
+    def _noting_episodes(self) -> Iterator[None]:
+        """However `learn` ends, keep where its episodes are, if it is to be gone on with."""
+        try:
+            yield
+        finally:
+            with contextlib.suppress(PPOError):  # a worker is gone, and its episodes with it
+                self.left_off = self._episodes()
+            self._between_rollouts = None
+
+    def _episodes(self) -> CollectorState | None:
+        if self._between_rollouts is None:
+            return self.left_off
+        return self._between_rollouts.state_dict() if self.steps < self.goal else None
+
     def _num_workers(self, env: EnvLike) -> int | Literal["auto"]:
         chosen = self.config.num_workers
         # Nobody misses an environment made from its id in this process; see docs/guide/workers.
         shared = isinstance(env, str) and acts_in_workers(self.policy, self.config.policy)
         return 0 if chosen == "auto" and not shared else chosen
 
-    def _collector(self, env: EnvLike) -> RolloutCollector:
+    def _make_collector(self, env: EnvLike) -> RolloutCollector:
         return RolloutCollector(
             self._env(env),
             num_envs=self.config.num_envs,
@@ -319,7 +359,7 @@ class PPOAgent:
         return evaluate(self.policy, source, episodes, deterministic=deterministic, seed=root)
 
     def save(self, path: str | Path) -> None:
-        """Write policy, optimizer, normalisers, generators and counters to one file, atomically.
+        """Write all that a later `learn` depends on to one file, atomically; also from a callback.
 
         Raises:
             CheckpointError: The file cannot be written, or a parameter is not finite.
@@ -327,31 +367,7 @@ class PPOAgent:
         """
         if self.policy is None or self.observation_space is None or self.action_space is None:
             raise PPOError("there is nothing to save yet: call learn first")
-        groups = {
-            "policy": self.policy.state_dict(),
-            "optimizer": self._learner.state_dict(),
-            "reward_scaler": self._reward_scaler.state_dict() if self._reward_scaler else {},
-            "generators": {
-                "minibatches": self._generator.get_state(),
-                "acting": self._act_generator.get_state(),
-            },
-        }
-        document = {
-            "config": self.config.to_dict(),
-            "observation_space": space_to_dict(self.observation_space),
-            "action_space": space_to_dict(self.action_space),
-            "seed": self.seed,
-            "steps": self.steps,
-            "updates": self.updates,
-            "goal": self.goal,
-            "learn_calls": self._learn_calls,
-            "recent_episodes": [list(episode) for episode in self._recent],
-            "frozen": frozen_parameters(self.policy),
-            # Since the latest update others may have been frozen, of which it has no notion yet.
-            "frozen_in_optimizer": self._frozen,
-            **checkpoint.fingerprint(),
-        }
-        checkpoint.write_checkpoint(path, groups, document)
+        write_agent(path, self, self._episodes())
 
     @classmethod
     def load(
@@ -377,31 +393,8 @@ class PPOAgent:
         Warns:
             UserWarning: It was written with other versions, threads or another processor.
         """
-        groups, document = checkpoint.read_checkpoint(path)
-        checkpoint.warn_of_differences(path, document)
-        with checkpoint.all_or_nothing(path, policy):
-            config = PPOConfig.from_dict(document["config"])
-            spaces = (
-                space_from_dict(document["observation_space"]),
-                space_from_dict(document["action_space"]),
-            )
-            if policy is None:
-                policy = blank_policy(*spaces, config.policy, groups["policy"])
-            frozen = document.get("frozen", frozen_parameters(policy))
-            freeze_exactly(policy, document.get("frozen_in_optimizer", frozen))
-            (seed,) = checkpoint.read_counts(document, "seed")
-            agent = cls(policy, config=config, seed=seed, device=device, logger=logger)
-            agent._build(*spaces)
-            checkpoint.fill(agent.policy, groups["policy"])
-            checkpoint.check_moments(groups.get("optimizer", {}), agent._learner.state_dict())
-            agent._learner.load_state_dict(groups.get("optimizer", {}))
-            freeze_exactly(policy, frozen)
-            if "reward_scaler" in groups:
-                scaler = checkpoint.read_reward_scaler(groups["reward_scaler"], config.gamma)
-                agent._reward_scaler = scaler
-            agent._generator.set_state(groups["generators"]["minibatches"])
-            agent._act_generator.set_state(groups["generators"]["acting"])
-            counts = checkpoint.read_counts(document, "steps", "updates", "goal", "learn_calls")
-            agent.steps, agent.updates, agent.goal, agent._learn_calls = counts
-            agent._recent.extend(checkpoint.read_episodes(document))
+        make = functools.partial(cls, device=device, logger=logger)
+        agent: PPOAgent
+        agent, episodes = read_agent(path, policy, make)
+        agent.left_off = episodes
         return agent

@@ -14,7 +14,17 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # From the bottom up. A module may import from its own floor and from those below it.
 FLOORS = [
-    {"_version", "errors", "_checks", "_files", "_masks", "_reductions", "_scan", "trees"},
+    {
+        "_version",
+        "errors",
+        "_checks",
+        "_files",
+        "_masks",
+        "_reductions",
+        "_scan",
+        "packing",
+        "trees",
+    },
     {"advantages", "losses", "diagnostics", "distributions", "statistics", "schedules"},
     {
         "frames",
@@ -30,7 +40,7 @@ FLOORS = [
         "recording",
     },
     {"collector", "learner", "config", "checkpoint"},
-    {"evaluation", "agent", "acting"},
+    {"evaluation", "acting", "persistence", "agent"},
     {"probes"},
     {"cli"},
     {"__init__", "__main__"},
@@ -110,6 +120,7 @@ def test_the_ground_knows_mathematics_only(module):
 def test_the_collector_knows_a_policy_as_a_protocol_only(module):
     allowed = ("_checks", "envs", "errors", "rollout", "spaces", "policies.protocol", "trees")
     allowed += ("collector", "recording", "frames", "sequences", "policies.state", "revaluation")
+    allowed += ("packing",)
     assert [name for name in own_imports(module) if not name.startswith(allowed)] == []
 
 

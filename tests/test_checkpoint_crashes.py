@@ -264,7 +264,7 @@ def train(run, unmeasured, tmp_path):
 
 
 def test_a_disk_that_is_full_of_metrics_ends_the_run_which_then_goes_on(train, tmp_path, capsys):
-    status, _, err = train(20_000)
+    status, _, err = train(30_000)
     assert status == 1
     assert f"ppo: error: the metrics in {tmp_path / 'run'} cannot be written" in err
     assert "Traceback" not in err

@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,11 @@ def _train(args: argparse.Namespace) -> int:
 def _resume(args: argparse.Namespace) -> int:
     run = RunFolder.open(args.run)
     agent = run.resume(device=args.device, warn=_warn)
+    if agent.left_off is None and agent.steps < agent.goal:
+        _warn(
+            f"the checkpoint of {agent.steps:,} steps does not hold where its episodes were, as it "
+            "was written after a failure or by an earlier version: new ones begin"
+        )
     steps = max(0, agent.goal - agent.steps) if args.steps is None else args.steps
     if not args.quiet:
         _note(
@@ -108,7 +114,8 @@ def _learn(agent: PPOAgent, run: RunFolder, steps: int, args: argparse.Namespace
             milestones(report)
         return stop.signum is None
 
-    with run, StopSignals() as stop:
+    with run, StopSignals() as stop, warnings.catch_warnings():
+        warnings.showwarning = lambda message, *about, **more: _warn(str(message))
         try:
             if steps > 0:
                 env = agent.config.env_factory()

@@ -1,5 +1,6 @@
 """Collecting rollouts from parallel environments, in this process or in several."""
 
 from ppo.collector.collector import RolloutCollector, open_columns
+from ppo.collector.collector_state import CollectorState
 
-__all__ = ["RolloutCollector", "open_columns"]
+__all__ = ["CollectorState", "RolloutCollector", "open_columns"]

@@ -14,6 +14,7 @@ import numpy as np
 
 from ppo.collector.buffers import Buffers
 from ppo.collector.columns import Final, Harvest, draw_seed
+from ppo.collector.replay import Bookmark, kind_of, stream_at
 from ppo.errors import EnvError, SpaceError
 from ppo.rollout import Episode
 from ppo.spaces import (
@@ -59,7 +60,7 @@ class AgentColumns:
         borrowed: Any = None,
     ) -> None:
         self.first = first
-        self._envs, self._seeds, self._borrowed = list(envs), seeds, borrowed
+        self._envs, self._seeds, self._borrowed = list(envs), list(seeds), borrowed
         self._agents = list(self._envs[0].possible_agents)
         self.num_envs = len(self._envs) * len(self._agents)
         try:
@@ -112,6 +113,25 @@ class AgentColumns:
         self._valid = buffers.valid[:, mine]
         self._progress = buffers.progress[mine]
         self._adapter = make_action_adapter(self.action_space, squash=buffers.layout.squash)
+
+    def bookmarks(self) -> list[Bookmark]:
+        """The streams of seeds; agents come and go, and episodes cannot be gone on with."""
+        return [
+            Bookmark(kind_of(env), rng.bit_generator.state)
+            for env, rng in zip(self._envs, self._seeds, strict=True)
+            for _ in self._agents
+        ]
+
+    def restore(
+        self,
+        marks: Sequence[Bookmark],
+        actions: Sequence[Any],
+        digests: Sequence[str],
+        squash: bool,
+    ) -> list[bool]:
+        """Take up the streams of seeds; says that no column is in an episode."""
+        self._seeds = [stream_at(mark.seeds) for mark in marks[:: len(self._agents)]]
+        return [False] * self.num_envs
 
     def reset(self) -> list[bool]:
         """Start the first episodes; says which columns give masks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import gymnasium
@@ -9,6 +10,7 @@ import gymnasium
 from ppo.collector.acting import run_actor
 from ppo.collector.buffers import Buffers, Layout
 from ppo.collector.columns import Columns, Harvest
+from ppo.collector.replay import Bookmark
 from ppo.policies.protocol import Actor
 
 __all__ = ["Backend", "InProcess"]
@@ -23,6 +25,18 @@ class Backend(Protocol):
 
     def attach(self, layout: Layout) -> Buffers:
         """Make the arrays of a rollout; they are written to from now on."""
+
+    def bookmarks(self) -> list[Bookmark]:
+        """The place of every column in its episode."""
+
+    def restore(
+        self,
+        marks: Sequence[Bookmark],
+        actions: Sequence[Any],
+        digests: Sequence[str],
+        squash: bool,
+    ) -> list[bool]:
+        """Go to these places, before the first `reset`; says which columns got there."""
 
     def reset(self) -> list[bool]:
         """Start the first episodes; says which columns give action masks."""
@@ -57,6 +71,20 @@ class InProcess:
         self._buffers = Buffers(layout)
         self._columns.attach(self._buffers)
         return self._buffers
+
+    def bookmarks(self) -> list[Bookmark]:
+        """The place of every column in its episode."""
+        return self._columns.bookmarks()
+
+    def restore(
+        self,
+        marks: Sequence[Bookmark],
+        actions: Sequence[Any],
+        digests: Sequence[str],
+        squash: bool,
+    ) -> list[bool]:
+        """Go to these places; says which columns got there."""
+        return self._columns.restore(marks, actions, digests, squash)
 
     def reset(self) -> list[bool]:
         """Start the first episodes; says which columns give action masks."""

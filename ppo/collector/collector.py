@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -14,10 +15,12 @@ from typing_extensions import Self
 from ppo._checks import check_positive_integer
 from ppo.collector.backends import Backend, InProcess
 from ppo.collector.buffers import Buffers, Layout
+from ppo.collector.collector_state import CollectorState
 from ppo.collector.columns import Columns, EnvColumns
 from ppo.collector.policy_calls import PolicyCalls
 from ppo.collector.pool import StartMethod, WorkerPool, fitting_number_of_workers
 from ppo.collector.raw import RawRollout
+from ppo.collector.replay import ActionLog, stream_at
 from ppo.collector.streams import EPISODES, NOISE, POLICY, stream
 from ppo.collector.vector_columns import VectorColumns
 from ppo.envs import EnvLike, EnvSource, resolve_env
@@ -31,7 +34,7 @@ from ppo.spaces import (
     check_policy_spaces,
     make_action_adapter,
 )
-from ppo.trees import leaves, rebuild
+from ppo.trees import leaves, map_tree, rebuild
 
 __all__ = ["RolloutCollector", "open_columns"]
 
@@ -156,6 +159,10 @@ class RolloutCollector:
         self._buffers: Buffers | None = None
         self._last_row = 0  # of `obs`: what the next action is taken on
         self._masked = np.zeros(self.num_envs, np.bool_)  # environments that give masks
+        # A vector environment cannot play an episode again.
+        self._log = ActionLog(self.num_envs) if source.vector is None else None
+        self._restored: CollectorState | None = None  # until the next `collect`
+        self._playing = np.zeros(self.num_envs, np.bool_)  # columns that were put back
 
     def collect(self, policy: Policy, num_steps: int) -> Rollout:
         """Step every environment `num_steps` times; episodes go on across calls.
@@ -175,8 +182,7 @@ class RolloutCollector:
             ValueError: `num_steps` is below 1.
             WorkerError: A worker died or hung.
         """
-        if self._closed_because is not None:
-            raise ClosedError(f"this collector is closed: {self._closed_because}; make a new one")
+        self._check_open()
         check_positive_integer("num_steps", num_steps)
         check_policy_spaces(policy, self.observation_space, self.action_space)
         with self._closing_on_failure(), torch.no_grad():
@@ -190,14 +196,103 @@ class RolloutCollector:
                 raw.check_finite()
                 raise
             self._last_row = num_steps
+            if self._log is not None:
+                self._log.extend(buffers.actions, buffers.ended(slice(num_steps)))
             raw.check_finite()
             return raw.evaluated(calls, self.device)
+
+    def _check_open(self) -> None:
+        if self._closed_because is not None:
+            raise ClosedError(f"this collector is closed: {self._closed_because}; make a new one")
+
+    def state_dict(self) -> CollectorState | None:
+        """All that the next rollout depends on besides the policy; None before the first one.
+
+        Another collector of the same environments goes on from there with `load_state_dict`,
+        whatever its `num_workers`.
+
+        Raises:
+            ClosedError: The collector was closed.
+            WorkerError: A worker died or hung.
+        """
+        self._check_open()
+        if self._restored is not None:
+            return self._restored
+        if self._buffers is None or self._calls is None:
+            return None
+        with self._closing_on_failure():
+            marks = self._backend.bookmarks()
+        logs = [None] * self.num_envs if self._log is None else self._log.of_all()
+        layout = self._buffers.layout
+        rows = slice(self._last_row, self._last_row + layout.history + 1)
+        return CollectorState(
+            bookmarks=tuple(marks),
+            actions=tuple(
+                None if mark.seed is None else log for mark, log in zip(marks, logs, strict=True)
+            ),
+            noise=tuple(rng.bit_generator.state for rng in self._noise),
+            generator=self._generator.get_state().numpy(),
+            squash=layout.squash,
+            frames=map_tree(lambda array: array[rows].copy(), self._buffers.frames),
+            masks=self._buffers.masks[self._last_row] | ~self._masked[:, None],
+            policy=self._calls.state.copy(),
+        )
+
+    def fits(self, state: CollectorState) -> bool:
+        """Whether a state is of as many environments of the same kinds and spaces.
+
+        Raises:
+            ClosedError: The collector was closed.
+        """
+        self._check_open()
+        with self._closing_on_failure():
+            kinds = [mark.kind for mark in self._backend.bookmarks()]
+        return kinds == [mark.kind for mark in state.bookmarks] and state.has_leaves(
+            self._observations.leaves, self._actions, self._masks.size
+        )
+
+    def load_state_dict(self, state: CollectorState) -> np.ndarray:
+        """Go on where another collector was: the next rollout is the one it would have collected.
+
+        Args:
+            state: What `state_dict` returned, of a collector that this one fits; before the first
+                `collect`.
+
+        Returns:
+            Columns `[N]` that are in the middle of their episodes again. The others begin new ones,
+            which a warning says: those of a vector environment, and those of an environment that
+            did something else when its episode was played again.
+
+        Raises:
+            ClosedError: The collector was closed.
+            ValueError: The state does not fit, or this collector has collected already.
+            WorkerError: A worker died or hung.
+        """
+        if self._buffers is not None or not self.fits(state):
+            raise ValueError(
+                "a state is for a new collector, with as many environments of the same kinds"
+            )
+        with self._closing_on_failure():
+            there = self._backend.restore(
+                state.bookmarks, state.actions, state.digests(), state.squash
+            )
+        self._playing = np.array(there)
+        self._restored = state
+        self._noise = [stream_at(noise) for noise in state.noise]
+        self._generator.set_state(torch.from_numpy(state.generator))
+        if self._log is not None:
+            self._log.put(state.actions, self._playing)
+        if not self._playing.all():
+            warnings.warn(state.new_episodes(self._playing), stacklevel=2)
+        return self._playing.copy()
 
     def _calls_of(self, policy: Policy) -> PolicyCalls:
         if self._calls is None or self._calls.policy is not policy:
             self._calls = PolicyCalls(
                 policy, self.device, self._generator, self.num_envs, self._actions
             )
+            if self._restored is not None:
+                self._calls.state = self._restored.policy_state(self._playing, policy)
         return self._calls
 
     @contextmanager
@@ -243,6 +338,9 @@ class RolloutCollector:
             buffers.masks[:, ~self._masked] = True
         if old is not None:
             self._carry_over(old, row, buffers)
+        elif self._restored is not None:
+            self._restored.put(self._playing, buffers)
+            self._restored = None
         if noise is not None:
             for index, values in enumerate(noise):
                 buffers.noise[:num_steps, index] = values

@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 
 from ppo.collector.buffers import Buffers
+from ppo.collector.replay import Bookmark, kind_of, return_to, snapshot_of, stream_at
 from ppo.envs import Env, EnvFactory
 from ppo.errors import EnvError, PPOError, SpaceError
 from ppo.rollout import Episode
@@ -59,10 +60,26 @@ class Columns(Protocol):
     def attach(self, buffers: Buffers) -> None:
         """Write into these arrays from now on."""
 
+    def bookmarks(self) -> list[Bookmark]:
+        """The place of every column in its episode."""
+
+    def restore(
+        self,
+        marks: Sequence[Bookmark],
+        actions: Sequence[Any],
+        digests: Sequence[str],
+        squash: bool,
+    ) -> list[bool]:
+        """Go to these places, before the first `reset`; says which columns got there.
+
+        See `ppo.collector.replay.return_to` for the arguments.
+        """
+
     def reset(self) -> list[bool]:
         """Start the first episodes; their observations go to `obs[0]`, their masks to `masks[0]`.
 
-        Returns for every column whether its environment gives action masks.
+        Columns that are in an episode after `restore` stay there, and write nothing. Returns for
+        every column whether its environment gives action masks.
         """
 
     def step(self, t: int) -> None:
@@ -102,7 +119,7 @@ class EnvColumns:
     ) -> None:
         self.first = first
         self.num_envs = len(factories)
-        self._seeds = seeds
+        self._seeds = list(seeds)
         self._borrowed = borrowed
         self._envs: list[Env] = []
         try:
@@ -136,7 +153,7 @@ class EnvColumns:
         self._masks = ActionMasks(self.action_space)
         self._mask_sources: list[MaskSource | None] = [None] * self.num_envs
         self._steps = [env.step for env in self._envs]
-        self._episode_seeds = [0] * self.num_envs
+        self._episode_seeds: list[int | None] = [None] * self.num_envs
         self._returns = [0.0] * self.num_envs
         self._lengths = [0] * self.num_envs
         self._finals: list[Final] = []
@@ -174,10 +191,47 @@ class EnvColumns:
         buffers.valid[:, mine] = True
         self._adapter = make_action_adapter(self.action_space, squash=buffers.layout.squash)
 
+    def bookmarks(self) -> list[Bookmark]:
+        """The place of every column in its episode."""
+        return [
+            Bookmark(
+                kind_of(env),
+                self._seeds[index].bit_generator.state,
+                self._episode_seeds[index],
+                self._returns[index],
+                self._lengths[index],
+                None if self._episode_seeds[index] is None else snapshot_of(env),
+            )
+            for index, env in enumerate(self._envs)
+        ]
+
+    def restore(
+        self,
+        marks: Sequence[Bookmark],
+        actions: Sequence[Any],
+        digests: Sequence[str],
+        squash: bool,
+    ) -> list[bool]:
+        """Go to these places; says which columns got there."""
+        adapter = make_action_adapter(self.action_space, squash=squash)
+        for index, mark in enumerate(marks):
+            self._seeds[index] = stream_at(mark.seeds)
+            env, layout = self._envs[index], self._layout
+            info = return_to(env, mark, actions[index], adapter, layout, digests[index])
+            if info is not None:
+                self._mask_sources[index] = self._mask_source(env, info)
+                self._episode_seeds[index] = mark.seed
+                self._returns[index], self._lengths[index] = (
+                    mark.episode_return,
+                    mark.episode_length,
+                )
+        return [seed is not None for seed in self._episode_seeds]
+
     def reset(self) -> list[bool]:
         """Start the first episodes; says which columns give masks."""
-        for index in range(self.num_envs):
-            self._reset(index, None)
+        for index, seed in enumerate(self._episode_seeds):
+            if seed is None:
+                self._reset(index, None)
         return [source is not None for source in self._mask_sources]
 
     def _reset(self, index: int, t: int | None) -> None:

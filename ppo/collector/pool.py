@@ -22,6 +22,7 @@ import numpy as np
 
 from ppo.collector.buffers import Buffers, Layout
 from ppo.collector.columns import Harvest
+from ppo.collector.replay import Bookmark
 from ppo.collector.signals import STEP, STEPPED, poll, receive_byte
 from ppo.collector.worker import worker_main
 from ppo.envs import EnvFactory
@@ -159,6 +160,34 @@ class WorkerPool:
             os.close(fd)
         self._receive_all()
         return self._buffers
+
+    def bookmarks(self) -> list[Bookmark]:
+        """The place of every column in its episode."""
+        self._command("bookmarks")
+        return [mark for marks in self._receive_all() for mark in marks]
+
+    def restore(
+        self,
+        marks: Sequence[Bookmark],
+        actions: Sequence[Any],
+        digests: Sequence[str],
+        squash: bool,
+    ) -> list[bool]:
+        """Go to these places, each worker to its own; says which columns got there."""
+        for worker, share in enumerate(self._shares):
+            mine = slice(int(share[0]), int(share[-1]) + 1)
+            message = ("restore", marks[mine], actions[mine], digests[mine], squash)
+            try:
+                self._conns[worker].send(message)
+            except OSError:
+                self._report_death(worker)
+        timeout = self._timeout
+        if timeout is not None:  # whole episodes are played, and no step of them is announced
+            self._timeout = timeout * (1 + sum(mark.episode_length for mark in marks))
+        try:
+            return [arrived for columns in self._receive_all() for arrived in columns]
+        finally:
+            self._timeout = timeout
 
     def reset(self) -> list[bool]:
         """Start the first episodes; says which columns give action masks."""

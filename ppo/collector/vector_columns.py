@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from ppo.collector.buffers import Buffers
 from ppo.collector.columns import Final, Harvest, draw_seed
+from ppo.collector.replay import Bookmark, stream_at
 from ppo.errors import EnvError
 from ppo.rollout import Episode
 from ppo.spaces import (
@@ -65,6 +67,22 @@ class VectorColumns:
         """Write into these arrays from now on."""
         self._buffers = buffers
         self._adapter = make_action_adapter(self.action_space, squash=buffers.layout.squash)
+
+    def bookmarks(self) -> list[Bookmark]:
+        """The stream of seeds; its episodes have none of their own and cannot be gone on with."""
+        mark = Bookmark(type(self._env).__qualname__, self._seeds.bit_generator.state)
+        return [mark] * self.num_envs
+
+    def restore(
+        self,
+        marks: Sequence[Bookmark],
+        actions: Sequence[Any],
+        digests: Sequence[str],
+        squash: bool,
+    ) -> list[bool]:
+        """Take up the stream of seeds; says that no column is in an episode."""
+        self._seeds = stream_at(marks[0].seeds)
+        return [False] * self.num_envs
 
     def reset(self) -> list[bool]:
         """Start the first episodes; says which columns give masks."""

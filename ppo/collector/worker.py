@@ -1,6 +1,7 @@
 """The child's side: a process that owns some columns and does what the parent says.
 
 Commands arrive pickled: `("attach", layout)` followed by a file handle, `("reset",)`,
+`("bookmarks",)`, `("restore", bookmarks, actions, digests, squash)`,
 `("run", actor, num_steps)`, `("steps", num_steps)`, `("close",)`. Each is answered by
 `("ok", result)` or `("error", exception)`. During `steps` the parent acts: single bytes go to and
 fro, one pair per step, and only the end of the rollout is answered.
@@ -81,6 +82,10 @@ def worker_main(
                     columns.attach(buffers)
                 elif command == "reset":
                     result = columns.reset()
+                elif command == "bookmarks":
+                    result = columns.bookmarks()
+                elif command == "restore":
+                    result = columns.restore(*arguments)
                 elif command == "run":
                     assert buffers is not None
                     run_actor(columns, buffers, arguments[0], arguments[1])
