@@ -17,7 +17,13 @@ MODULES = [
     "errors",
     "losses",
     "policies",
+    "policies.heads",
     "distributions",
+    "rollout",
+    "sequences",
+    "frames",
+    "spaces",
+    "trees",
     "schedules",
     "statistics",
 ]
