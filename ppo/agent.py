@@ -172,6 +172,8 @@ class PPOAgent:
                 self._between_rollouts = collector
                 seconds = time.perf_counter() - start
                 metrics["steps_per_second"] = rollout.num_transitions / seconds
+                if self.config.on_fault == "restart":
+                    metrics["restarts"] = collector.restarts
                 report = self._report(rollout, metrics)
                 bar(report)
                 if self._logger is not None:
@@ -223,6 +225,9 @@ class PPOAgent:
             self._env(env),
             num_envs=self.config.num_envs,
             num_workers=self._num_workers(env),
+            step_timeout=self.config.step_timeout,
+            on_fault=self.config.on_fault,
+            max_restarts=self.config.max_restarts,
             seed=np.random.SeedSequence(self.seed, spawn_key=(3, self._learn_calls)),
             device=self.device,
         )

@@ -44,6 +44,11 @@ class PPOConfig:
         num_envs: Parallel environments `N`.
         num_workers: Worker processes; 0 steps in this process, and `"auto"` chooses: see
             `PPOAgent.learn`. Changes speed, never results.
+        step_timeout: Seconds a worker may go without finishing a step or a reset; None waits for
+            ever.
+        on_fault: When an environment raises, or its worker dies or hangs: `"raise"` stops,
+            `"restart"` replaces it and goes on; see `RolloutCollector`.
+        max_restarts: How many times, in one call of `learn`.
         num_steps: Steps per rollout and environment `T`.
         num_epochs: Passes over each rollout.
         minibatch_size: Transitions per gradient step.
@@ -94,6 +99,9 @@ class PPOConfig:
     target_return: float | None = None
     num_envs: int = 8
     num_workers: int | Literal["auto"] = "auto"
+    step_timeout: float | None = None
+    on_fault: Literal["raise", "restart"] = "raise"
+    max_restarts: int = 10
     num_steps: int = 256
     num_epochs: int = 10
     minibatch_size: int = 64
@@ -131,7 +139,8 @@ class PPOConfig:
             _check(self, name, 0.0 <= getattr(self, name) <= 1.0, "in [0, 1]")
         for name in ("adam_eps", "max_grad_norm"):
             _check(self, name, getattr(self, name) > 0.0, "positive")
-        for name in ("value_clip_range", "target_kl", "adaptive_kl"):
+        _check(self, "max_restarts", self.max_restarts >= 0, "0 or more")
+        for name in ("value_clip_range", "target_kl", "adaptive_kl", "step_timeout"):
             value = getattr(self, name)
             _check(self, name, value is None or value > 0.0, "positive, or None for off")
         clip = self.dual_clip

@@ -24,7 +24,8 @@ class Report:
         metrics: Finite or NaN floats by name: `policy_loss`, `value_loss`, `entropy`,
             `approx_kl`, `clip_fraction`, `explained_variance`, `grad_norm`, `learning_rate`,
             `steps_per_second`, `episode_return` and `episode_length` (means over the last 100
-            episodes; NaN before the first).
+            episodes; NaN before the first), and with `on_fault="restart"` the `restarts` of this
+            call of `learn`.
         episodes: Episodes that finished in the latest rollout.
     """
 

@@ -4,10 +4,11 @@ All are deterministic given their seed.
 """
 
 import ctypes
-import faulthandler
 import os
+import resource
 import signal
 import time
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -193,8 +194,23 @@ def stop(env):
 
 
 def segfault(env):
-    faulthandler.disable()  # or pytest's would fill the screen
     ctypes.string_at(0)
+
+
+def loop_holding_the_gil(env):
+    """A loop in C that gives the interpreter's lock to nobody for minutes."""
+    sum(range(10**11))
+
+
+def eat_memory(env):
+    """Raises MemoryError, as nothing else in the process needs to allocate."""
+    used = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**24, used[1]))
+    try:
+        bytearray(2**30)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, used)
 
 
 def nan_obs(env):

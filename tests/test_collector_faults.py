@@ -1,12 +1,13 @@
 """Whose environment is closed by whom, what is refused, and environments that break."""
 
+import sys
 import warnings
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
-from collecting import assert_counts, collect
+from collecting import assert_counts, assert_identical, collect
 from environments import (
     SYMMETRIC,
     TWO,
@@ -252,6 +253,63 @@ def test_after_an_exception_in_collect_the_collector_refuses(method, call, error
             collector.collect(Interrupting(method, error, call), 5)
         with pytest.raises(ClosedError, match=f"{type(error).__name__} in collect"):
             collector.collect(CountPolicy(), 5)
+
+
+class Interrupt(BaseException):
+    """Like KeyboardInterrupt, and nobody else's."""
+
+
+def interrupted_after(lines, call):
+    """Raise `Interrupt` in the n-th line that the collector's modules run during a call."""
+    left = lines
+
+    def trace(frame, event, arg):
+        nonlocal left
+        if "/ppo/collector/" not in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                raise Interrupt
+        return trace
+
+    previous = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        return call()
+    finally:
+        sys.settrace(previous)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@POLICIES
+def test_an_interrupt_at_any_line_never_leads_to_a_stale_row(num_workers, policy):
+    """Afterwards the collector refuses, or goes on exactly where it was."""
+    reference = collect(CountingEnv, (3, 3, 3, 3), policy, num_envs=2)
+    refused = 0
+    rng = np.random.default_rng(0)
+    for _ in range(40 if num_workers == 0 else 12):
+        lines = int(rng.integers(1, 500))
+        with RolloutCollector(
+            CountingEnv, num_envs=2, num_workers=num_workers, seed=0
+        ) as collector:
+            done = 0
+            rollouts = [collector.collect(policy, 3)]
+            try:
+                interrupted_after(lines, lambda: collector.collect(policy, 3))
+                done = 1
+            except Interrupt:
+                pass
+            try:
+                rollouts.append(collector.collect(policy, 3))
+            except ClosedError:
+                refused += 1
+                continue
+        if done or not torch.equal(rollouts[1].obs, reference[1].obs):
+            assert_identical([rollouts[1]], [reference[2]])  # the one between had been complete
+        else:
+            assert_identical(rollouts, reference[:2])
+    assert refused > 4
 
 
 # --- environments that break

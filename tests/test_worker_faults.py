@@ -1,8 +1,12 @@
 """Collecting in worker processes: the same numbers, and an end to every fault."""
 
 import gc
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
+import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,11 +19,13 @@ from environments import (
     FaultyEnv,
     WalkEnv,
     crash,
+    eat_memory,
     hang,
     hang_holding_the_gil,
     hang_ignoring_sigterm,
     kill,
     leave,
+    loop_holding_the_gil,
     nan_obs,
     segfault,
     stop,
@@ -248,6 +254,126 @@ def test_a_fault_is_not_kept_waiting_by_a_busy_sibling(fault, policy, nothing_le
         signal.signal(signal.SIGALRM, previous)
 
 
+# --- each fault, for each start method, in a step and in a reset
+
+PLACES = {
+    "step": r"episode seed \d+, episode step 2, rollout step 2, action np.int64\([01]\)",
+    "reset": r"in reset.*\(episode seed \d+",
+}
+HANGS = "made no progress for step_timeout = 0.7 s"
+FAULTS = {
+    crash: (EnvError, "raised RuntimeError", "in crash"),
+    eat_memory: (EnvError, "raised MemoryError", "in eat_memory"),
+    leave: (WorkerError, "exited with code 7", ""),
+    kill: (WorkerError, r"was killed by SIGKILL \(often the kernel's out-of-memory", ""),
+    segfault: (WorkerError, "was killed by SIGSEGV", "in segfault"),
+    hang: (WorkerError, HANGS, "in hang"),
+    loop_holding_the_gil: (WorkerError, HANGS, "in loop_holding_the_gil"),
+    stop: (WorkerError, HANGS, "it shows no stack"),
+}
+
+
+@pytest.fixture
+def servers():
+    """Start what multiprocessing keeps for the whole program, so that it is not taken for left."""
+    multiprocessing.forkserver.set_forkserver_preload(["ppo.collector.worker"])
+    multiprocessing.forkserver.ensure_running()
+    multiprocessing.resource_tracker.ensure_running()
+
+
+@pytest.mark.parametrize(
+    "method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("moment", PLACES)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_fault_is_named_with_its_place_and_stack(fault, moment, method, servers, nothing_left):
+    error, how, stack = FAULTS[fault]
+    number = 3 if moment == "step" else 1
+    factories = [CountingEnv, lambda: FaultyEnv(fault, **{moment: number}), CountingEnv]
+    collector = RolloutCollector(
+        factories, num_workers=1, seed=0, start_method=method, step_timeout=0.7
+    )
+    begin = time.monotonic()
+    with collector, pytest.raises(error) as caught:
+        collector.collect(CountPolicy(), 9)
+    assert time.monotonic() - begin < SOON
+    message, _, rest = str(caught.value).partition("\n")
+    assert re.search(how, message)
+    assert re.search(rf"environment 1 .*{PLACES[moment]}", message)
+    assert stack in message + rest
+    assert "_die_with_parent" not in rest
+    assert "pytest" not in rest
+
+
+def test_one_fault_is_named_by_a_spawned_worker_too(servers, nothing_left):
+    """The others are in the slow suite: each start imports everything."""
+    collector = RolloutCollector(
+        [lambda: FaultyEnv(segfault, step=3)], num_workers=1, seed=0, start_method="spawn"
+    )
+    with collector, pytest.raises(WorkerError, match="SIGSEGV at environment 0 in step") as caught:
+        collector.collect(SnapshotCountPolicy(), 9)
+    assert "in segfault" in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_a_death_is_known_within_a_second_while_a_sibling_hangs(method, servers, nothing_left):
+    factories = [lambda: FaultyEnv(hang, step=2), lambda: FaultyEnv(kill, step=2)]
+    collector = RolloutCollector(factories, num_workers=2, seed=0, start_method=method)
+    begin = time.monotonic()
+    with collector, pytest.raises(WorkerError, match="SIGKILL"):
+        collector.collect(SnapshotCountPolicy(), 5)
+    assert time.monotonic() - begin < 1.5  # with room for a busy machine
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_a_start_that_hangs_is_an_error(method, monkeypatch, servers, nothing_left):
+    monkeypatch.setattr("ppo.collector.pool._START_SECONDS", 3.0)
+
+    def make():
+        time.sleep(60)
+
+    with pytest.raises(WorkerError, match=r"while starting made no progress for 3\.0 s") as caught:
+        RolloutCollector([make], num_workers=1, seed=0, start_method=method, step_timeout=0.1)
+    assert "in make" in str(caught.value)
+
+
+# --- what environments start
+
+
+class WithHelper(FaultyEnv):
+    """Has a process of its own and does not end it."""
+
+    def __init__(self, fault, path, **moment):
+        super().__init__(fault, **moment)
+        self.helper = subprocess.Popen(["sleep", "60"])
+        self.forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        self.forked.start()
+        with open(path, "a") as file:
+            print(self.helper.pid, self.forked.pid, file=file)
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("fault", [None, crash, kill, hang], ids=str)
+def test_what_an_environment_started_ends_with_its_worker(
+    fault, method, tmp_path, servers, nothing_left
+):
+    path = tmp_path / "helpers"
+    factory = lambda: WithHelper(fault, path, step=3 * (fault is not None))  # noqa: E731
+    begin = time.monotonic()
+    with RolloutCollector(
+        factory, num_envs=2, num_workers=2, seed=0, start_method=method, step_timeout=0.7
+    ) as collector:
+        if fault is None:
+            collector.collect(SnapshotCountPolicy(), 5)
+        else:
+            with pytest.raises(PPOError):
+                collector.collect(SnapshotCountPolicy(), 5)
+    assert time.monotonic() - begin < SOON
+    helpers = [int(pid) for pid in path.read_text().split()]
+    assert len(helpers) == 4
+    assert wait_until(lambda: not any(map(is_alive, helpers)))
+
+
 # --- the end
 
 
@@ -368,8 +494,15 @@ def test_collecting_longer_and_longer_leaks_no_descriptor():
 
 
 def test_opening_and_closing_many_times_leaves_nothing(nothing_left):
-    for cycle in range(20):
-        collect(CountingEnv, (2,), SnapshotCountPolicy(), num_envs=2, num_workers=2, seed=cycle)
+    sizes = []
+    for cycle in range(200):
+        collect(CountingEnv, (2,), SnapshotCountPolicy(), num_envs=2, num_workers=1, seed=cycle)
+        sizes.append(resident_bytes())
+    assert sizes[-1] - sizes[50] < 8 * 2**20
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 # --- the end of the whole program
@@ -440,6 +573,41 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path, company):
     finally:
         script.kill()
         for pid in filter(is_alive, workers | others):
+            os.kill(pid, signal.SIGKILL)
+        script.communicate()
+
+
+HELPERS = """
+import sys
+from environments import hang_holding_the_gil
+from known_policies import SnapshotCountPolicy
+from test_worker_faults import WithHelper
+from ppo import RolloutCollector
+
+path = sys.argv[1]
+collector = RolloutCollector(
+    [lambda: WithHelper(hang_holding_the_gil, path, step=1)], num_workers=1, seed=0
+)
+print("ready", flush=True)
+collector.collect(SnapshotCountPolicy(), 5)
+"""
+
+
+def test_what_environments_started_does_not_outlive_a_parent_that_is_killed(tmp_path):
+    script = start_script(tmp_path / "script.py", HELPERS, tmp_path / "helpers")
+    helpers = []
+    try:
+        assert script.stdout.readline() == "ready\n"
+        time.sleep(0.5)  # let the environment begin to hang
+        helpers = [int(pid) for pid in (tmp_path / "helpers").read_text().split()]
+        assert len(helpers) == 2
+        assert all(map(is_alive, helpers))
+        script.kill()
+        script.wait()
+        assert wait_until(lambda: not any(map(is_alive, helpers)), SOON)
+    finally:
+        script.kill()
+        for pid in filter(is_alive, helpers):
             os.kill(pid, signal.SIGKILL)
         script.communicate()
 

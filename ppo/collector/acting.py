@@ -41,11 +41,13 @@ def _groups(columns: Columns, buffers: Buffers) -> Iterator[_Group]:
         yield _Group(columns, buffers, start)
 
 
-def run_actor(columns: Columns, buffers: Buffers, actor: Actor, num_steps: int) -> None:
-    """Act and step `num_steps` times."""
+def run_actor(
+    columns: Columns, buffers: Buffers, actor: Actor, num_steps: int, first_step: int = 0
+) -> None:
+    """Act and step, from row `first_step` to row `num_steps - 1`."""
     groups = list(_groups(columns, buffers))
     obs, noise, actions = buffers.obs, buffers.noise, buffers.actions
-    for t in range(num_steps):
+    for t in range(first_step, num_steps):
         for group in groups:
             group.obs[group.rows] = obs[t, group.own]
             group.noise[group.rows] = noise[t, group.own]

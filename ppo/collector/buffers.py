@@ -15,7 +15,7 @@ import numpy as np
 from ppo.spaces import Leaf
 from ppo.trees import leaves, map_tree
 
-__all__ = ["Buffers", "Layout"]
+__all__ = ["Buffers", "Layout", "anonymous_file"]
 
 _ALIGNMENT = 64
 
@@ -61,6 +61,8 @@ class Layout:
             "truncated": (rows, Leaf((), flag)),
             "valid": (rows, Leaf((), flag)),
             "progress": ((1, self.num_envs), Leaf((), np.dtype(np.int64))),
+            "started": ((1, self.num_envs), Leaf((), np.dtype(np.int64))),
+            "episode_seeds": ((1, self.num_envs), Leaf((), np.dtype(np.int64))),
         }
 
     def fits(self, other: Layout) -> bool:
@@ -102,6 +104,12 @@ class Buffers:
         truncated: `[T, N]`.
         valid: `[T, N]`.
         progress: Steps done in this rollout, per column `[N]`; shows which worker hangs.
+        started: Row with the first observation of the current episode, per column `[N]`, below 0
+            if it lies in an earlier rollout; one more than that, and so more than `progress`,
+            while an environment is in `reset`.
+        episode_seeds: Seed of the current episode, per column `[N]`.
+
+    What a column is doing outlives the process that does it in these three.
     """
 
     frames: Any
@@ -113,6 +121,8 @@ class Buffers:
     truncated: np.ndarray
     valid: np.ndarray
     progress: np.ndarray
+    started: np.ndarray
+    episode_seeds: np.ndarray
 
     def __init__(self, layout: Layout, fd: int | None = None) -> None:
         """Lay the arrays out in the memory of file `fd`, or in private memory without one."""
@@ -129,7 +139,10 @@ class Buffers:
 
         for name, (axes, tree) in layout.trees().items():
             setattr(self, name, map_tree(functools.partial(place, axes), tree))
-        self.progress = self.progress[0]
+        for name in ("progress", "started", "episode_seeds"):
+            setattr(self, name, getattr(self, name)[0])
+        if fd is None:
+            self.valid[:] = True  # until it is known better; in a file it may be known already
         self.obs = map_tree(lambda frames: frames[layout.history :], self.frames)
 
     def ended(self, rows: Any) -> np.ndarray:
@@ -137,14 +150,13 @@ class Buffers:
         ended: np.ndarray = self.terminated[rows] | self.truncated[rows] | ~self.valid[rows]
         return ended
 
-    @staticmethod
-    def shared_file(layout: Layout) -> int:
-        """Open an anonymous file of the right size that no directory lists; returns its fd."""
-        size = layout.num_bytes()
-        if hasattr(os, "memfd_create"):
-            fd = os.memfd_create("ppo-rollout", os.MFD_CLOEXEC)
-        else:
-            fd, path = tempfile.mkstemp(prefix="ppo-rollout-")
-            os.unlink(path)
-        os.ftruncate(fd, size)
-        return fd
+
+def anonymous_file(name: str, size: int) -> int:
+    """Open a file of this size that no directory lists; returns its descriptor."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    else:
+        fd, path = tempfile.mkstemp(prefix=f"{name}-")
+        os.unlink(path)
+    os.ftruncate(fd, size)
+    return fd

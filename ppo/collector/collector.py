@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -16,15 +17,16 @@ from ppo._checks import check_positive_integer
 from ppo.collector.backends import Backend, InProcess
 from ppo.collector.buffers import Buffers, Layout
 from ppo.collector.collector_state import CollectorState
-from ppo.collector.columns import Columns, EnvColumns
+from ppo.collector.columns import Columns, EnvColumns, Restart
 from ppo.collector.policy_calls import PolicyCalls
-from ppo.collector.pool import StartMethod, WorkerPool, fitting_number_of_workers
+from ppo.collector.pool import WorkerPool
+from ppo.collector.processes import StartMethod, fitting_number_of_workers
 from ppo.collector.raw import RawRollout
 from ppo.collector.replay import ActionLog, stream_at
 from ppo.collector.streams import EPISODES, NOISE, POLICY, stream
 from ppo.collector.vector_columns import VectorColumns
 from ppo.envs import EnvLike, EnvSource, resolve_env
-from ppo.errors import ClosedError, EnvError
+from ppo.errors import ClosedError, EnvError, WorkerError
 from ppo.policies.protocol import Policy
 from ppo.rollout import Rollout
 from ppo.spaces import (
@@ -39,13 +41,13 @@ from ppo.trees import leaves, map_tree, rebuild
 __all__ = ["RolloutCollector", "open_columns"]
 
 
-def open_columns(source: EnvSource, root: np.random.SeedSequence) -> Columns:
+def open_columns(source: EnvSource, root: np.random.SeedSequence, max_restarts: int = 0) -> Columns:
     """Make the environments of a source in this process, seeded from `root`."""
     if source.vector is not None:
         assert source.autoreset_mode is not None
         return VectorColumns(source.vector, source.autoreset_mode, stream(root, EPISODES, 0))
     seeds = [stream(root, EPISODES, index) for index in range(len(source.factories))]
-    return EnvColumns(source.factories, seeds, borrowed=source.instance)
+    return EnvColumns(source.factories, seeds, borrowed=source.instance, max_restarts=max_restarts)
 
 
 def _seed_sequence(seed: int | np.random.SeedSequence | None) -> np.random.SeedSequence:
@@ -81,7 +83,14 @@ class RolloutCollector:
         autoreset_mode: For a vector environment whose metadata does not name its mode.
         start_method: `"fork"`, `"forkserver"` or `"spawn"`; None for `fork` on Linux and `spawn`
             elsewhere.
-        step_timeout: Seconds a worker may go without finishing a step; None waits for ever.
+        step_timeout: Seconds a worker may go without finishing a step or a reset; None waits for
+            ever. Starting it may take ten times as long, and a minute in any case.
+        on_fault: `"raise"` closes the collector when an environment raises or a worker dies or
+            hangs; `"restart"` replaces it, with a warning, and goes on.
+        max_restarts: How many times, in the life of the collector.
+
+    Attributes:
+        restarts: How many times something was replaced.
 
     Raises:
         EnvCreationError: An environment cannot be made.
@@ -111,6 +120,8 @@ class RolloutCollector:
         autoreset_mode: str | None = None,
         start_method: StartMethod | None = None,
         step_timeout: float | None = None,
+        on_fault: Literal["raise", "restart"] = "raise",
+        max_restarts: int = 10,
     ) -> None:
         self._closed_because: str | None = "it was never opened"
         if num_workers != "auto" and not (
@@ -123,9 +134,21 @@ class RolloutCollector:
         methods = multiprocessing.get_all_start_methods()
         if start_method is not None and start_method not in methods:
             raise ValueError(f"start_method must be one of {methods} here, got {start_method!r}")
-        if step_timeout is not None and not step_timeout > 0.0:
+        if step_timeout is not None and not 0.0 < step_timeout < math.inf:
             raise ValueError(f"step_timeout must be positive seconds or None, got {step_timeout}")
+        if on_fault not in ("raise", "restart"):
+            raise ValueError(f'on_fault must be "raise" or "restart", got {on_fault!r}')
+        if not (isinstance(max_restarts, int | np.integer) and max_restarts >= 0):
+            raise ValueError(f"max_restarts must be an integer, 0 or more, got {max_restarts!r}")
+        self.restarts = 0
+        self._max_restarts = max_restarts
+        allowed = max_restarts if on_fault == "restart" else 0
         source = resolve_env(env, num_envs, env_kwargs=env_kwargs, autoreset_mode=autoreset_mode)
+        if allowed and source.vector is not None:
+            raise ValueError(
+                'on_fault="restart" needs environments that can be made anew, and those of a '
+                "vector environment cannot; pass a factory"
+            )
         root = _seed_sequence(seed)
         try:
             self.device = torch.device(device)
@@ -134,11 +157,11 @@ class RolloutCollector:
         if num_workers == "auto":
             num_workers = fitting_number_of_workers(len(source.factories), start_method)
         if num_workers == 0 or source.vector is not None or not source.copyable:
-            self._backend: Backend = InProcess(open_columns(source, root))
+            self._backend: Backend = InProcess(open_columns(source, root, allowed))
         else:
             seeds = [stream(root, EPISODES, index) for index in range(len(source.factories))]
             self._backend = WorkerPool(
-                source.factories, seeds, num_workers, start_method, step_timeout
+                source.factories, seeds, num_workers, start_method, step_timeout, allowed
             )
         self._closed_because = None
         try:
@@ -181,25 +204,59 @@ class RolloutCollector:
             SpaceError: The policy was built for other spaces.
             ValueError: `num_steps` is below 1.
             WorkerError: A worker died or hung.
+
+        With `on_fault="restart"` the last is true of what exceeds `max_restarts` only. Otherwise
+        the row of the fault gets `valid=False`, and the row before it, if its episode was going
+        on, becomes a truncation.
         """
         self._check_open()
         check_positive_integer("num_steps", num_steps)
         check_policy_spaces(policy, self.observation_space, self.action_space)
-        with self._closing_on_failure(), torch.no_grad():
-            calls = self._calls_of(policy)
-            buffers = self._prepare(calls, num_steps)
-            raw = RawRollout(buffers, num_steps, calls.state.age.copy(), self._masked)
-            try:
-                self._run(calls, raw)
-            except EnvError:
-                # An environment that met NaN often raises a step later; name the cause.
-                raw.check_finite()
-                raise
-            self._last_row = num_steps
-            if self._log is not None:
-                self._log.extend(buffers.actions, buffers.ended(slice(num_steps)))
+        try:
+            with torch.no_grad():
+                return self._collect(self._calls_of(policy), num_steps)
+        except BaseException as error:
+            self._close_because(error)
+            raise
+
+    def _collect(self, calls: PolicyCalls, num_steps: int) -> Rollout:
+        buffers = self._prepare(calls, num_steps)
+        raw = RawRollout(buffers, num_steps, calls.state.age.copy(), self._masked)
+        try:
+            self._run(calls, raw)
+        except EnvError:
+            # An environment that met NaN often raises a step later; name the cause.
             raw.check_finite()
-            return raw.evaluated(calls, self.device)
+            raise
+        self._last_row = num_steps
+        if self._log is not None:
+            self._log.extend(buffers.actions, buffers.ended(slice(num_steps)))
+        self._count(raw.harvest.restarts)
+        raw.check_finite()
+        return raw.evaluated(calls, self.device)
+
+    def _count(self, restarts: Sequence[Restart]) -> None:
+        for restart in restarts:
+            self.restarts += 1
+            if self.restarts > self._max_restarts:
+                raise WorkerError(
+                    f"max_restarts = {self._max_restarts} restarts are spent; the last fault: "
+                    f"{restart.fault}"
+                )
+            warnings.warn(f"restarted: {restart.fault}", RuntimeWarning, stacklevel=4)
+
+    @contextmanager
+    def _closing_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self._close_because(error)
+            raise
+
+    def _close_because(self, error: BaseException) -> None:
+        self.close()
+        text = str(error).partition("\n")[0]
+        self._closed_because = f"{type(error).__name__} in collect: {text}"
 
     def _check_open(self) -> None:
         if self._closed_because is not None:
@@ -295,16 +352,6 @@ class RolloutCollector:
                 self._calls.state = self._restored.policy_state(self._playing, policy)
         return self._calls
 
-    @contextmanager
-    def _closing_on_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException as error:
-            self.close()
-            text = str(error).partition("\n")[0]
-            self._closed_because = f"{type(error).__name__} in collect: {text}"
-            raise
-
     def _prepare(self, calls: PolicyCalls, num_steps: int) -> Buffers:
         """Make room, carry the current observations over, and draw the rollout's noise.
 
@@ -334,6 +381,7 @@ class RolloutCollector:
         buffers = self._buffers
         assert buffers is not None
         buffers.progress[:] = 0
+        buffers.valid[:] = True
         if self._masked.any():
             buffers.masks[:, ~self._masked] = True
         if old is not None:
@@ -348,6 +396,8 @@ class RolloutCollector:
 
     def _carry_over(self, old: Buffers, row: int, new: Buffers) -> None:
         """Copy what the next action is taken on, with as many frames before it as are there."""
+        new.episode_seeds[:] = old.episode_seeds
+        new.started[:] = old.started - row
         if self._masked.any():
             new.masks[0] = old.masks[row]
         kept = min(old.layout.history + row, new.layout.history) + 1

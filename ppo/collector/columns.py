@@ -6,6 +6,7 @@ an episode returned.
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -27,7 +28,7 @@ from ppo.spaces import (
 )
 from ppo.trees import map_tree
 
-__all__ = ["Columns", "EnvColumns", "Final", "Harvest", "draw_seed"]
+__all__ = ["Columns", "EnvColumns", "Final", "Harvest", "Restart", "draw_seed", "give_up_row"]
 
 
 MaskSource = Callable[[Any, dict[str, Any]], Any]
@@ -42,11 +43,20 @@ class Final(NamedTuple):
     obs: Any
 
 
+class Restart(NamedTuple):
+    """An environment, or a whole worker, that was replaced, and the fault it was replaced for."""
+
+    step: int
+    env_index: int
+    fault: str
+
+
 class Harvest(NamedTuple):
     """What a rollout leaves besides its rows."""
 
     finals: list[Final]
     episodes: list[tuple[int, Episode]]  # with the step they ended at
+    restarts: Sequence[Restart] = ()
 
 
 class Columns(Protocol):
@@ -97,6 +107,22 @@ def draw_seed(rng: np.random.Generator) -> int:
     return int(rng.integers(2**31 - 1))
 
 
+def give_up_row(buffers: Buffers, t: int, env_index: int) -> list[Final]:
+    """Make a row no transition, as what came of its action is not known.
+
+    If its episode was going on, the row before becomes a truncation: its true successor is the
+    observation the lost action was taken on, which is returned. A first row has none before it
+    here; the rollout before ended with that very observation.
+    """
+    here = t, env_index
+    buffers.valid[here] = buffers.terminated[here] = buffers.truncated[here] = False
+    buffers.rewards[here] = 0.0
+    if t == 0 or buffers.ended((t - 1, env_index)):
+        return []
+    buffers.truncated[t - 1, env_index] = True
+    return [Final(t - 1, env_index, map_tree(lambda rows: rows[here].copy(), buffers.obs))]
+
+
 class EnvColumns:
     """Gymnasium environments, one per column, stepped one after the other.
 
@@ -108,6 +134,8 @@ class EnvColumns:
         seeds: One generator of episode seeds per column.
         first: Index of the first column.
         borrowed: The caller's own environment, used for column 0 and never closed.
+        max_restarts: How many times an environment that raised is made anew, over all columns;
+            after that, its error is raised.
     """
 
     def __init__(
@@ -116,11 +144,14 @@ class EnvColumns:
         seeds: Sequence[np.random.Generator],
         first: int = 0,
         borrowed: Env | None = None,
+        max_restarts: int = 0,
     ) -> None:
         self.first = first
         self.num_envs = len(factories)
+        self._factories = factories
         self._seeds = list(seeds)
         self._borrowed = borrowed
+        self._max_restarts = self._restarts_left = max_restarts
         self._envs: list[Env] = []
         try:
             for index, factory in enumerate(factories):
@@ -152,12 +183,14 @@ class EnvColumns:
             raise
         self._masks = ActionMasks(self.action_space)
         self._mask_sources: list[MaskSource | None] = [None] * self.num_envs
+        self._new = set(range(self.num_envs))  # environments never reset so far
         self._steps = [env.step for env in self._envs]
         self._episode_seeds: list[int | None] = [None] * self.num_envs
         self._returns = [0.0] * self.num_envs
         self._lengths = [0] * self.num_envs
         self._finals: list[Final] = []
         self._episodes: list[tuple[int, Episode]] = []
+        self._restarts: list[Restart] = []
 
     @staticmethod
     def _make(factory: EnvFactory, index: int) -> Env:
@@ -179,6 +212,7 @@ class EnvColumns:
 
     def attach(self, buffers: Buffers) -> None:
         """Write into these arrays from now on."""
+        self._buffers = buffers
         mine = slice(self.first, self.first + self.num_envs)
         self._obs, self._actions = (
             map_tree(lambda array: array[:, mine], tree) for tree in (buffers.obs, buffers.actions)
@@ -188,7 +222,11 @@ class EnvColumns:
         self._terminated = buffers.terminated[:, mine]
         self._truncated = buffers.truncated[:, mine]
         self._progress = buffers.progress[mine]
-        buffers.valid[:, mine] = True
+        self._started = buffers.started[mine]
+        self._shown_seeds = buffers.episode_seeds[mine]
+        for index, seed in enumerate(self._episode_seeds):
+            if seed is not None:
+                self._shown_seeds[index], self._started[index] = seed, -self._lengths[index]
         self._adapter = make_action_adapter(self.action_space, squash=buffers.layout.squash)
 
     def bookmarks(self) -> list[Bookmark]:
@@ -220,6 +258,7 @@ class EnvColumns:
             info = return_to(env, mark, actions[index], adapter, layout, digests[index])
             if info is not None:
                 self._mask_sources[index] = self._mask_source(env, info)
+                self._new.discard(index)
                 self._episode_seeds[index] = mark.seed
                 self._returns[index], self._lengths[index] = (
                     mark.episode_return,
@@ -227,24 +266,62 @@ class EnvColumns:
                 )
         return [seed is not None for seed in self._episode_seeds]
 
-    def reset(self) -> list[bool]:
-        """Start the first episodes; says which columns give masks."""
+    def reset(self, row: int = 0) -> list[bool]:
+        """Start the first episodes with this row; says which columns give masks."""
         for index, seed in enumerate(self._episode_seeds):
             if seed is None:
-                self._reset(index, None)
+                self._reset(index, row)
         return [source is not None for source in self._mask_sources]
 
-    def _reset(self, index: int, t: int | None) -> None:
-        """Begin an episode, whose first observation goes to row `t + 1`."""
-        seed = draw_seed(self._seeds[index])
-        self._episode_seeds[index], self._returns[index], self._lengths[index] = seed, 0.0, 0
-        try:
-            obs, info = self._envs[index].reset(seed=seed)
-            if t is None:
-                self._mask_sources[index] = self._mask_source(self._envs[index], info)
-            self._write(index, 0 if t is None else t + 1, obs, info)
-        except Exception as error:
-            raise self._fault("reset", index, t, error) from error
+    def _reset(self, index: int, row: int) -> None:
+        """Begin an episode, whose first observation goes to this row."""
+        while True:
+            self._shown_seeds[index] = seed = draw_seed(self._seeds[index])
+            self._episode_seeds[index] = seed
+            self._returns[index], self._lengths[index] = 0.0, 0
+            self._started[index] = row + 1  # not before it is there
+            try:
+                obs, info = self._envs[index].reset(seed=seed)
+                if index in self._new:
+                    self._mask_sources[index] = self._mask_source(self._envs[index], info)
+                    self._new.discard(index)
+                self._write(index, row, obs, info)
+            except Exception as error:
+                self._replace(index, row, self._fault("reset", index, row - 1, error))
+            else:
+                self._started[index] = row
+                return
+
+    def _replace(self, index: int, row: int, fault: Exception) -> None:
+        """Make an environment that failed anew, or raise what it failed with."""
+        while True:
+            if self._restarts_left == 0:
+                if self._max_restarts == 0:
+                    raise fault
+                raise EnvError(
+                    f"max_restarts = {self._max_restarts} restarts are spent; the last fault: "
+                    f"{fault}"
+                ) from fault
+            self._restarts_left -= 1
+            self._restarts.append(Restart(max(row - 1, 0), self.first + index, str(fault)))
+            self._close(self._envs[index])
+            try:
+                env = self._make(self._factories[index], self.first + index)
+            except PPOError as error:
+                fault = error
+                continue
+            if (env.observation_space, env.action_space) != (
+                self.observation_space,
+                self.action_space,
+            ):
+                self._close(env)
+                raise SpaceError(
+                    f"environment {self.first + index} was made anew with other spaces: "
+                    f"{env.observation_space}, {env.action_space}"
+                )
+            self._envs[index], self._steps[index] = env, env.step
+            self._new.add(index)
+            return
 
     def _write(self, index: int, row: int, obs: Any, info: dict[str, Any]) -> None:
         """Write down what the next action will be taken on."""
@@ -270,30 +347,40 @@ class EnvColumns:
         """Take `actions[t]`; where an episode ends, keep its last observation and start anew."""
         raw = map_tree(lambda array: array[t], self._actions)
         actions = self._adapter.rows(self._adapter(raw))
-        rewards, terminations, truncations = [], [], []
+        rewards: list[float] = []
+        terminations: list[bool] = []
+        truncations: list[bool] = []
         index = 0
-        try:
-            for index, step in enumerate(self._steps):
-                obs, reward, terminated, truncated, info = step(actions[index])
-                rewards.append(float(reward))
-                terminations.append(bool(terminated))
-                truncations.append(bool(truncated))
-                self._returns[index] += rewards[-1]
-                self._lengths[index] += 1
-                if terminated or truncated:
-                    # A copy: the environment may reuse its buffer in reset.
-                    last = self._layout.copy(obs)
-                    if not terminated:
-                        self._finals.append(Final(t, self.first + index, last))
-                    self._finish(index, t)
-                    self._reset(index, t)
-                else:
-                    self._write(index, t + 1, obs, info)
+        columns = enumerate(self._steps)
+        while len(rewards) < self.num_envs:
+            try:
+                for index, step in columns:
+                    obs, reward, terminated, truncated, info = step(actions[index])
+                    rewards.append(float(reward))
+                    terminations.append(bool(terminated))
+                    truncations.append(bool(truncated))
+                    self._returns[index] += rewards[-1]
+                    self._lengths[index] += 1
+                    if terminated or truncated:
+                        # A copy: the environment may reuse its buffer in reset.
+                        last = self._layout.copy(obs)
+                        if not terminated:
+                            self._finals.append(Final(t, self.first + index, last))
+                        self._finish(index, t)
+                        self._reset(index, t + 1)
+                    else:
+                        self._write(index, t + 1, obs, info)
+                    self._progress[index] = t + 1
+            except EnvError:
+                raise
+            except Exception as error:
+                fault = self._fault("step", index, t, error, actions[index])
+                self._replace(index, t + 1, fault)
+                self._finals += give_up_row(self._buffers, t, self.first + index)
+                self._reset(index, t + 1)
                 self._progress[index] = t + 1
-        except EnvError:
-            raise
-        except Exception as error:
-            raise self._fault("step", index, t, error, actions[index]) from error
+                for answers in (rewards, terminations, truncations):
+                    answers[index:] = [False]
         self._rewards[t] = rewards
         self._terminated[t] = terminations
         self._truncated[t] = truncations
@@ -304,30 +391,35 @@ class EnvColumns:
 
     def harvest(self) -> Harvest:
         """Hand over the final observations and finished episodes since the last call."""
-        harvest = Harvest(self._finals, self._episodes)
-        self._finals, self._episodes = [], []
+        # A row is given up a step after the one whose successor it holds.
+        self._finals.sort(key=lambda final: (final.step, final.env_index))
+        harvest = Harvest(self._finals, self._episodes, self._restarts)
+        self._finals, self._episodes, self._restarts = [], [], []
         return harvest
 
     def close(self) -> None:
         """Close every environment but the caller's own; errors of one do not keep the others."""
         for env in self._envs:
-            if env is not self._borrowed:
-                try:
-                    env.close()
-                except Exception:  # the environment is given up either way
-                    continue
+            self._close(env)
         self._envs = []
 
+    def _close(self, env: Env) -> None:
+        if env is not self._borrowed:
+            with contextlib.suppress(Exception):  # the environment is given up either way
+                env.close()
+
     def _fault(
-        self, where: str, index: int, t: int | None, error: Exception, action: Any = None
+        self, where: str, index: int, t: int, error: Exception, action: Any = None
     ) -> EnvError:
-        step = "" if t is None else f", rollout step {t}"
+        step = "" if t < 0 else f", rollout step {t}"
         taken = "" if action is None else f", action {action!r}"
-        return EnvError(
+        fault = EnvError(
             f"environment {self.first + index} raised {type(error).__name__} in {where}: {error} "
             f"(episode seed {self._episode_seeds[index]}, episode step {self._lengths[index]}"
             f"{step}{taken})\n\n{''.join(traceback.format_exception(error))}"
         )
+        fault.__cause__ = error
+        return fault
 
 
 def _mask_of_info(obs: Any, info: dict[str, Any]) -> Any:

@@ -1,65 +1,49 @@
-"""The parent's side of the worker processes."""
+"""The parent's side of all worker processes: who does which columns, and who is replaced."""
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import multiprocessing.util
 import os
-import signal
-import sys
-import threading
-import time
-import types
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from multiprocessing import connection, reduction
-from multiprocessing.process import BaseProcess
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import cloudpickle
 import numpy as np
 
-from ppo.collector.buffers import Buffers, Layout
-from ppo.collector.columns import Harvest
+from ppo.collector.buffers import Buffers, Layout, anonymous_file
+from ppo.collector.columns import Final, Harvest, Restart, give_up_row
+from ppo.collector.processes import (
+    StartMethod,
+    WorkerProcess,
+    end_workers,
+    num_processors,
+    start_context,
+)
 from ppo.collector.replay import Bookmark
 from ppo.collector.signals import STEP, STEPPED, poll, receive_byte
-from ppo.collector.worker import worker_main
 from ppo.envs import EnvFactory
 from ppo.errors import SpaceError, WorkerError
 from ppo.policies.protocol import Actor
+from ppo.spaces import make_action_adapter
+from ppo.trees import map_tree
 
-__all__ = ["StartMethod", "WorkerPool"]
-
-StartMethod = Literal["fork", "forkserver", "spawn"]
+__all__ = ["WorkerPool"]
 
 _SPIN_SECONDS = 200e-6
-_CLOSE_SECONDS = 2.0
+_START_SECONDS = 60.0
+_HURRY_SECONDS = 0.3
+_STARTING = ("start",)
+_PLAYING = ("reset", "run", "steps")  # commands in which a lost worker can be replaced
 
 
-def default_start_method() -> StartMethod:
-    """`fork` on Linux, `spawn` elsewhere; see docs/decisions/0002-start-method.rst."""
-    return "fork" if sys.platform == "linux" else "spawn"
+class _LostError(Exception):
+    """A worker is dead or hangs."""
 
-
-def fitting_number_of_workers(num_envs: int, start_method: StartMethod | None = None) -> int:
-    """How many workers are surely no slower than none, for a policy that acts inside of them.
-
-    One per processor, each with at least two environments; none where starting them takes seconds
-    (without `fork`), or where this process may not have children.
-    """
-    method = start_method or default_start_method()
-    if method != "fork" or multiprocessing.current_process().daemon:
-        return 0
-    number = min(_num_processors(), num_envs // 2)
-    return number if number > 1 else 0
-
-
-def _num_processors() -> int:
-    """Processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    def __init__(self, worker: int, error: WorkerError) -> None:
+        super().__init__()
+        self.worker, self.error = worker, error
 
 
 class WorkerPool:
@@ -70,7 +54,10 @@ class WorkerPool:
         seeds: Generator of episode seeds per column.
         num_workers: Number of processes, at most one per column is started.
         start_method: How processes are started; None for the platform's default.
-        step_timeout: Seconds without progress after which a worker is taken to hang.
+        step_timeout: Seconds without progress after which a worker is taken to hang. Starting may
+            take ten times as long, and a minute in any case.
+        max_restarts: How many times a dead or hung worker is replaced; the same number of times
+            each of them makes an environment anew that raised.
     """
 
     def __init__(
@@ -80,27 +67,35 @@ class WorkerPool:
         num_workers: int,
         start_method: StartMethod | None,
         step_timeout: float | None,
+        max_restarts: int = 0,
     ) -> None:
         self.num_envs = len(factories)
-        self._timeout: float | None = None  # starting is no step
-        self._conns: list[connection.Connection] = []
-        self._processes: list[BaseProcess] = []
+        self._factories, self._seeds = factories, list(seeds)
+        self._timeout = step_timeout
+        self._start_timeout = step_timeout and max(_START_SECONDS, 10.0 * step_timeout)
+        self._max_restarts = self._restarts_left = max_restarts
+        self._workers: list[WorkerProcess] = []
+        self._files: list[int] = []  # the one with the rollout
+        self._buffers: Buffers | None = None
+        self._command: tuple[Any, ...] = _STARTING
+        self._died_idle: set[int] = set()
+        self._finals: list[Final] = []
+        self._restarts: list[Restart] = []
         self._shares = np.array_split(np.arange(self.num_envs), min(num_workers, self.num_envs))
         # Polling pays only while nobody else could use the processor.
-        self._spin = _SPIN_SECONDS if len(self._shares) <= _num_processors() else 0.0
+        self._spin = _SPIN_SECONDS if len(self._shares) <= num_processors() else 0.0
         # Ends the workers when the pool is dropped, and at exit before multiprocessing joins them.
         self._finalizer = multiprocessing.util.Finalize(
-            self, _end_workers, (self._conns, self._processes), exitpriority=100
+            self, end_workers, (self._workers, self._files), exitpriority=100
         )
-        context = multiprocessing.get_context(start_method or default_start_method())
+        self._context = start_context(start_method)
         try:
-            for share in self._shares:
-                self._start(context, factories, seeds, share)
+            for worker in range(len(self._shares)):
+                self._start(worker)
             spaces = self._receive_all()
         except BaseException:
             self.close()
             raise
-        self._timeout = step_timeout
         self.observation_space, self.action_space = spaces[0]
         for worker, other in enumerate(spaces):
             if other != spaces[0]:
@@ -110,60 +105,55 @@ class WorkerPool:
                     f"{other} against {spaces[0]}"
                 )
 
-    def _start(
-        self,
-        context: multiprocessing.context.BaseContext,
-        factories: Sequence[EnvFactory],
-        seeds: Sequence[np.random.Generator],
-        share: np.ndarray,
-    ) -> None:
-        ours, theirs = context.Pipe()
-        self._conns.append(ours)
-        first, stop = int(share[0]), int(share[-1]) + 1
-        inherited = list(self._conns) if context.get_start_method() == "fork" else []
+    def _start(self, worker: int) -> None:
+        """Start a worker in an empty place, or in that of one that was ended."""
+        first, stop = int(self._shares[worker][0]), int(self._shares[worker][-1]) + 1
         try:
-            payload = cloudpickle.dumps(list(factories[first:stop]))
+            payload = cloudpickle.dumps(list(self._factories[first:stop]))
         except Exception as error:
             raise TypeError(
                 f"the factories of environments {first} to {stop - 1} cannot be sent to a worker: "
                 f"{error}; let them make what they need inside, or use num_workers=0"
             ) from error
-        process = context.Process(  # type: ignore[attr-defined]
-            target=worker_main,
-            name=f"ppo-worker-{len(self._processes)}",
-            args=(
-                theirs,
-                inherited,
-                payload,
-                list(seeds[first:stop]),
-                first,
-                self._spin,
-                threading.current_thread() is threading.main_thread(),
-            ),
+        started = WorkerProcess(
+            self._context,
+            worker,
+            self._workers,
+            payload,
+            self._seeds[first:stop],
+            first,
+            self._spin,
+            self._max_restarts,
         )
-        with warnings.catch_warnings(), _without_main():
-            # Forking beside torch's idle threads is what torch's own data loaders do.
-            warnings.filterwarnings("ignore", "This process .* is multi-threaded")
-            process.start()
-        theirs.close()
-        self._processes.append(process)
+        self._workers[worker : worker + 1] = [started]
+        started.start()
 
     def attach(self, layout: Layout) -> Buffers:
         """Make the arrays of a rollout in memory shared with every worker."""
-        fd = Buffers.shared_file(layout)
-        try:
-            self._buffers = Buffers(layout, fd)
-            for conn, process in zip(self._conns, self._processes, strict=True):
-                conn.send(("attach", layout))
-                reduction.send_handle(conn, fd, process.pid)
-        finally:
-            os.close(fd)
-        self._receive_all()
+        fd = anonymous_file("ppo-rollout", layout.num_bytes())
+        while self._files:
+            os.close(self._files.pop())
+        self._files.append(fd)
+        self._buffers = Buffers(layout, fd)
+        for one in self._workers:
+            self._attach(one)
+        pending = set(range(len(self._workers)))
+        while pending:
+            try:
+                for worker in self._wait(pending):
+                    self._receive(worker)
+                    pending.remove(worker)
+            except _LostError as lost:
+                self._workers[lost.worker].kill()
+                if self._max_restarts == 0:
+                    self._fail(lost.error)
+                # With restarts it is met again, dead, at the next command.
+                pending.remove(lost.worker)
         return self._buffers
 
     def bookmarks(self) -> list[Bookmark]:
         """The place of every column in its episode."""
-        self._command("bookmarks")
+        self._send_all("bookmarks")
         return [mark for marks in self._receive_all() for mark in marks]
 
     def restore(
@@ -174,13 +164,11 @@ class WorkerPool:
         squash: bool,
     ) -> list[bool]:
         """Go to these places, each worker to its own; says which columns got there."""
-        for worker, share in enumerate(self._shares):
+        self._command = ("restore",)
+        for one, share in zip(self._workers, self._shares, strict=True):
             mine = slice(int(share[0]), int(share[-1]) + 1)
-            message = ("restore", marks[mine], actions[mine], digests[mine], squash)
-            try:
-                self._conns[worker].send(message)
-            except OSError:
-                self._report_death(worker)
+            with contextlib.suppress(OSError):  # who is dead is met when an answer is awaited
+                one.send("restore", marks[mine], actions[mine], digests[mine], squash)
         timeout = self._timeout
         if timeout is not None:  # whole episodes are played, and no step of them is announced
             self._timeout = timeout * (1 + sum(mark.episode_length for mark in marks))
@@ -189,172 +177,249 @@ class WorkerPool:
         finally:
             self._timeout = timeout
 
+    def _attach(self, one: WorkerProcess) -> None:
+        assert self._buffers is not None
+        one.send("attach", self._buffers.layout)
+        one.send_handle(self._files[0])
+
     def reset(self) -> list[bool]:
         """Start the first episodes; says which columns give action masks."""
-        self._command("reset")
+        self._send_all("reset", 0)
         return [masked for columns in self._receive_all() for masked in columns]
 
     def run(self, actor: Actor, num_steps: int) -> Harvest:
         """Let every worker act for its own columns for a whole rollout."""
-        self._command("run", actor, num_steps)
-        return _merge(self._receive_all())
+        self._send_all("run", 0, num_steps, actor)
+        return self._merge(self._receive_all())
 
     def begin(self, num_steps: int) -> None:
         """Announce a rollout in which the parent acts."""
-        self._command("steps", num_steps)
+        self._send_all("steps", 0, num_steps)
 
     def step(self, t: int) -> None:
         """Wake every worker for row `t` and wait for all of them."""
-        for worker, conn in enumerate(self._conns):
+        for one in self._workers:
             try:
-                os.write(conn.fileno(), STEP)
+                os.write(one.conn.fileno(), STEP)
             except OSError:
-                self._report_death(worker)
-        pending = dict(enumerate(self._conns))
-        for worker, conn in enumerate(self._conns):
+                continue  # who is dead is met below
+        pending = set(range(len(self._workers)))
+        for worker, one in enumerate(self._workers):
             # Whoever is not ready soon is waited for together with all others.
-            if self._spin and poll(conn, self._spin):
-                self._take_byte(worker)
-                del pending[worker]
+            if self._spin and poll(one.conn, self._spin):
+                self._take_step(worker, t)
+                pending.remove(worker)
         while pending:
-            for worker in self._wait(pending):
-                self._take_byte(worker)
-                del pending[worker]
+            try:
+                for worker in self._wait(pending):
+                    self._take_step(worker, t)
+                    pending.remove(worker)
+            except _LostError as lost:
+                self._replace(lost, t)
+                pending.remove(lost.worker)
 
-    def _take_byte(self, worker: int) -> None:
-        byte = receive_byte(self._conns[worker], 0.0)
-        if byte != STEPPED:
+    def _take_step(self, worker: int, t: int) -> None:
+        byte = receive_byte(self._workers[worker].conn, 0.0)
+        if byte == STEPPED:
+            return
+        try:
             self._receive(worker)  # the fault, or the news that the worker is dead
+        except _LostError as lost:
+            self._replace(lost, t)
+        else:
             raise WorkerError(f"worker {worker} broke the protocol: got {byte!r}")
 
     def harvest(self) -> Harvest:
         """End the rollout announced by `begin`."""
-        return _merge(self._receive_all())
+        return self._merge(self._receive_all())
 
-    def _command(self, *message: Any) -> None:
+    def _send_all(self, *message: Any) -> None:
+        self._command = message
+        ready = connection.wait([one.sentinel for one in self._workers], 0.0)
+        self._died_idle = {w for w, one in enumerate(self._workers) if one.sentinel in ready}
         pickled = reduction.ForkingPickler.dumps(message)  # once for all
-        for worker, conn in enumerate(self._conns):
-            try:
-                conn.send_bytes(pickled)
-            except OSError:
-                self._report_death(worker)
+        for one in self._workers:
+            with contextlib.suppress(OSError):  # who is dead is met when an answer is awaited
+                one.conn.send_bytes(pickled)
 
     def _receive_all(self) -> list[Any]:
         """One answer of every worker, as they come: no fault waits behind a busy sibling."""
         answers: dict[int, Any] = {}
-        pending = dict(enumerate(self._conns))
+        pending = set(range(len(self._workers)))
         while pending:
-            for worker in self._wait(pending):
-                answers[worker] = self._receive(worker)
-                del pending[worker]
-        return [answers[worker] for worker in range(len(self._conns))]
+            try:
+                for worker in self._wait(pending):
+                    answers[worker] = self._receive(worker)
+                    pending.remove(worker)
+            except _LostError as lost:
+                self._replace(lost)
+        return [answers[worker] for worker in range(len(self._workers))]
 
-    def _wait(self, pending: dict[int, connection.Connection]) -> list[int]:
-        """Workers that have sent something; raises for one that died or makes no progress."""
-        sentinels = [self._processes[worker].sentinel for worker in pending]
-        progress = {worker: self._moved(worker) for worker in pending}
+    def _receive_one(self, worker: int) -> Any:
+        self._wait({worker})
+        return self._receive(worker)
+
+    def _wait(self, pending: Iterable[int]) -> list[int]:
+        """Workers that have sent something; `_LostError` for one that died or makes no progress."""
+        workers = {worker: self._workers[worker] for worker in sorted(pending)}
+        sources = [source for one in workers.values() for source in (one.conn, one.sentinel)]
+        timeout = self._start_timeout if self._command == _STARTING else self._timeout
+        moved = {} if timeout is None else {worker: self._moved(worker) for worker in workers}
         while True:
-            ready = connection.wait([*pending.values(), *sentinels], self._timeout)
-            answered = [worker for worker, conn in pending.items() if conn in ready]
+            ready = connection.wait(sources, timeout)
+            answered = [worker for worker, one in workers.items() if one.conn in ready]
             if answered:
                 return answered
-            for worker in pending:
-                if self._processes[worker].sentinel in ready:
-                    self._report_death(worker)
-            for worker in pending:
-                if progress[worker] == (moved := self._moved(worker)):
-                    self._report_hang(worker)
-                progress[worker] = moved
+            for worker, one in workers.items():
+                if one.sentinel in ready:
+                    raise _LostError(worker, self._death(worker))
+            for worker in workers:
+                before, moved[worker] = moved[worker], self._moved(worker)
+                if before == moved[worker]:
+                    raise _LostError(worker, self._hang(worker, timeout))
 
     def _receive(self, worker: int) -> Any:
         """The answer that a worker has sent, or is about to send."""
         try:
-            status, result = self._conns[worker].recv()
+            status, result = self._workers[worker].conn.recv()
         except (EOFError, OSError):
-            self._report_death(worker)
+            raise _LostError(worker, self._death(worker)) from None
         if status == "error":
-            raise result
+            self._fail(result)
         return result
 
-    def _moved(self, worker: int) -> int:
-        """Steps of environments done in this rollout."""
-        buffers = getattr(self, "_buffers", None)
-        return -1 if buffers is None else int(buffers.progress[self._shares[worker]].sum())
+    def _replace(self, lost: _LostError, t: int | None = None) -> None:
+        """Put a new worker in the place of a lost one, or raise what it was lost to.
 
-    def _progress(self, worker: int) -> int:
-        buffers = getattr(self, "_buffers", None)
-        return -1 if buffers is None else int(buffers.progress[self._shares[worker]].min())
+        Its columns lose row `t`, or the first that is not whole, and go on behind it with new
+        episodes. They also lose earlier rows whose successor only the worker knew.
+        """
+        worker, error, command = lost.worker, lost.error, self._command
+        if self._max_restarts == 0 or command[0] not in _PLAYING:
+            self._workers[worker].kill()
+            self._fail(error)
+        buffers, share, row = self._buffers, self._shares[worker], 0
+        assert buffers is not None
+        self._end(worker)  # or it might still write
+        if command[0] != "reset":
+            t = min(int(buffers.progress[share].min()), command[2] - 1) if t is None else t
+            self._give_up(t, share)
+            row = t + 1
+        while True:
+            if self._restarts_left == 0:
+                text = f"max_restarts = {self._max_restarts} restarts are spent; the last fault: "
+                self._fail(WorkerError(f"{text}{error}"))
+            self._restarts_left -= 1
+            self._restarts.append(Restart(max(row - 1, 0), int(share[0]), str(error)))
+            for index in share:  # for episodes that were not played yet
+                self._seeds[index] = self._seeds[index].spawn(1)[0]
+            self._died_idle.discard(worker)
+            buffers.progress[share] = row
+            try:
+                self._command = _STARTING
+                self._start(worker)
+                spaces = self._receive_one(worker)
+                self._command = ("reset", row)
+                if spaces != (self.observation_space, self.action_space):
+                    raise SpaceError(f"worker {worker} was replaced by one with other spaces")
+                self._attach(self._workers[worker])
+                self._receive_one(worker)
+                if row:
+                    self._workers[worker].send("reset", row)
+                    self._receive_one(worker)
+                break
+            except _LostError as again:
+                error = again.error
+                self._end(worker)
+        self._command = command
+        self._workers[worker].send(command[0], row, *command[2:])
+
+    def _give_up(self, t: int, share: np.ndarray) -> None:
+        """Make row `t` of these columns no transition, and those that end without a successor."""
+        assert self._buffers is not None
+        buffers = self._buffers
+        known = {(final.step, final.env_index) for final in self._finals}
+        for index in map(int, share):
+            cut = buffers.truncated[:t, index] & ~buffers.terminated[:t, index]
+            for step in [*map(int, np.flatnonzero(cut)), t]:
+                if (step, index) not in known:
+                    self._finals += give_up_row(buffers, step, index)
+
+    def _fail(self, error: Exception) -> NoReturn:
+        """Raise an error soon: siblings get a moment to leave, and are not waited for longer."""
+        end_workers(self._workers, self._files, _HURRY_SECONDS)
+        raise error from None
+
+    def _end(self, worker: int) -> None:
+        """End one worker at once."""
+        self._workers[worker].kill()
+        self._workers[worker].release()
+
+    def _merge(self, harvests: list[Harvest]) -> Harvest:
+        """Join the workers' harvests, in the order (step, environment) of one process."""
+        own = Harvest(self._finals, [], self._restarts)
+        self._finals, self._restarts = [], []
+        harvests = [*harvests, own]
+        finals = [final for harvest in harvests for final in harvest.finals]
+        episodes = [episode for harvest in harvests for episode in harvest.episodes]
+        restarts = [restart for harvest in harvests for restart in harvest.restarts]
+        finals.sort(key=lambda final: (final.step, final.env_index))
+        episodes.sort(key=lambda item: (item[0], item[1].env_index))
+        restarts.sort(key=lambda restart: (restart.step, restart.env_index))
+        return Harvest(finals, episodes, restarts)
+
+    def _moved(self, worker: int) -> Any:
+        """Something that differs whenever an environment of a worker has finished something."""
+        if self._buffers is None:
+            return None
+        share, buffers = self._shares[worker], self._buffers
+        signs = (buffers.progress, buffers.started, buffers.episode_seeds)
+        return [sign[share].tolist() for sign in signs]
 
     def _describe(self, worker: int) -> str:
         share = self._shares[worker]
-        step = self._progress(worker)
-        where = f" at rollout step {step}" if step >= 0 else " while starting"
-        return f"worker {worker} (environments {share[0]} to {share[-1]}){where}"
+        named = f"worker {worker} (environments {share[0]} to {share[-1]})"
+        if self._command == _STARTING:
+            return f"{named} while starting"
+        if self._buffers is None or worker in self._died_idle:
+            return f"{named} between two rollouts"
+        return f"{named} at rollout step {self._buffers.progress[share].min()}"
 
-    def _report_death(self, worker: int) -> NoReturn:
-        process = self._processes[worker]
-        process.join(1.0)
-        code = process.exitcode
-        if code is not None and code < 0:
-            named = -code in {int(known) for known in signal.Signals}
-            name = signal.Signals(-code).name if named else f"signal {-code}"
-            how = f"was killed by {name}"
-            if name == "SIGKILL":
-                how += " (often the kernel's out-of-memory killer)"
-        else:
-            how = f"exited with code {code}"
-        raise WorkerError(f"{self._describe(worker)} {how}; the other workers were ended")
+    def _doing(self, worker: int) -> str:
+        """Which environment a worker was at, from what it left in shared memory."""
+        buffers, share = self._buffers, self._shares[worker]
+        if buffers is None or self._command == _STARTING or worker in self._died_idle:
+            return ""
+        progress, started = buffers.progress[share], buffers.started[share]
+        resetting = started > progress
+        index = int(share[resetting.argmax() if resetting.any() else progress.argmin()])
+        step = int(buffers.progress[index])
+        seed = f"episode seed {buffers.episode_seeds[index]}"
+        if self._command[0] not in _PLAYING:
+            return ""
+        if self._command[0] == "reset":
+            return f" at environment {index} in reset ({seed})"
+        if step >= self._command[2]:
+            return ""
+        adapter = make_action_adapter(self.action_space, squash=buffers.layout.squash)
+        raw = map_tree(lambda rows: rows[step, index : index + 1], buffers.actions)
+        action = f"rollout step {step}, action {adapter.rows(adapter(raw))[0]!r}"
+        if resetting.any():
+            return f" at environment {index} in reset ({seed}, {action})"
+        length = step - int(buffers.started[index])
+        return f" at environment {index} in step ({seed}, episode step {length}, {action})"
 
-    def _report_hang(self, worker: int) -> NoReturn:
-        raise WorkerError(
-            f"{self._describe(worker)} made no progress for step_timeout = {self._timeout} s; "
-            "the workers were ended"
-        )
+    def _death(self, worker: int) -> WorkerError:
+        how = self._workers[worker].death()
+        stack = self._workers[worker].stack()
+        return WorkerError(f"{self._describe(worker)} {how}{self._doing(worker)}{stack}")
+
+    def _hang(self, worker: int, timeout: float | None) -> WorkerError:
+        setting = "" if self._command == _STARTING else "step_timeout = "
+        text = f"{self._describe(worker)} made no progress for {setting}{timeout} s"
+        text += self._doing(worker)  # before the signal, which may wake it
+        return WorkerError(text + self._workers[worker].stack_now())
 
     def close(self) -> None:
         """End the workers within seconds, even if one hangs or ignores signals."""
         self._finalizer()
-
-
-@contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Keep `spawn` and `forkserver` from running the caller's script again in the child.
-
-    What the child needs of the script is pickled by value. Without this, a script would need an
-    `if __name__ == "__main__"` guard, and a notebook or `python -` could not start workers at all.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-def _merge(harvests: list[Harvest]) -> Harvest:
-    """Join the workers' harvests; order by (step, environment) as one process would meet them."""
-    finals = [final for harvest in harvests for final in harvest.finals]
-    episodes = [episode for harvest in harvests for episode in harvest.episodes]
-    finals.sort(key=lambda final: (final.step, final.env_index))
-    episodes.sort(key=lambda item: (item[0], item[1].env_index))
-    return Harvest(finals, episodes)
-
-
-def _end_workers(conns: list[connection.Connection], processes: list[BaseProcess]) -> None:
-    """Ask, then SIGTERM, then SIGKILL, with one deadline for all workers."""
-    for conn in conns:
-        with contextlib.suppress(OSError, ValueError):
-            conn.send(("close",))
-        conn.close()
-    deadline = time.monotonic() + _CLOSE_SECONDS
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-    for end in (BaseProcess.terminate, BaseProcess.kill):
-        alive = [process for process in processes if process.is_alive()]
-        for process in alive:
-            end(process)
-        deadline = time.monotonic() + 0.5
-        for process in alive:
-            process.join(max(0.0, deadline - time.monotonic()))
-    conns.clear()
-    processes.clear()

@@ -1,21 +1,26 @@
 """The child's side: a process that owns some columns and does what the parent says.
 
-Commands arrive pickled: `("attach", layout)` followed by a file handle, `("reset",)`,
-`("bookmarks",)`, `("restore", bookmarks, actions, digests, squash)`,
-`("run", actor, num_steps)`, `("steps", num_steps)`, `("close",)`. Each is answered by
-`("ok", result)` or `("error", exception)`. During `steps` the parent acts: single bytes go to and
-fro, one pair per step, and only the end of the rollout is answered.
+First comes the handle of a file for stacks, then pickled commands: `("attach", layout)` followed by
+a file handle, `("reset", row)`, `("bookmarks",)`, `("restore", bookmarks, actions, digests,
+squash)`, `("run", first_step, num_steps, actor)`, `("steps", first_step, num_steps)`, `("close",)`.
+Each is answered by `("ok", result)` or `("error", exception)`. During `steps` the parent acts:
+single bytes go to and fro, one pair per step, and only the end of the rollout is answered.
+
+A worker leads a process group of its own, in which all is that its environments start; whatever
+ends it ends the group.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Sequence
 from multiprocessing import connection, parent_process, reduction
 from typing import Any
@@ -29,7 +34,10 @@ from ppo.collector.columns import EnvColumns
 from ppo.collector.signals import FAULT, STEP, STEPPED, receive_byte
 from ppo.errors import PPOError, WorkerError
 
-__all__ = ["worker_main"]
+__all__ = ["SHOW_STACK", "worker_main"]
+
+SHOW_STACK = signal.SIGUSR2
+"""On this signal a worker writes the stacks of its threads to its file, whatever it is doing."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -42,6 +50,7 @@ def worker_main(
     first: int,
     spin: float,
     ended_by_parent: bool,
+    max_restarts: int,
 ) -> None:
     """Run a worker until the parent closes the connection.
 
@@ -54,15 +63,21 @@ def worker_main(
         first: Index of the first column.
         spin: Seconds to poll for the next step before sleeping.
         ended_by_parent: The kernel may end this process with the thread that started it.
+        max_restarts: How many times an environment that raised is made anew.
     """
     for other in inherited:
         other.close()
     # Ctrl-C goes to the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has the parent's handler
+    with contextlib.suppress(PermissionError):  # it leads a group already
+        os.setsid()
     if ended_by_parent and sys.platform == "linux":
         # Works even while an environment holds the interpreter's lock.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    guard = _start_guard() if sys.platform == "linux" else None
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone; met again below
+        _show_stacks_in(reduction.recv_handle(conn))
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -70,7 +85,8 @@ def worker_main(
     buffers: Buffers | None = None
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
-            columns = EnvColumns(cloudpickle.loads(payload), seeds, first)
+            factories = cloudpickle.loads(payload)
+            columns = EnvColumns(factories, seeds, first, max_restarts=max_restarts)
             conn.send(("ok", (columns.observation_space, columns.action_space)))
             while True:
                 command, *arguments = conn.recv()
@@ -81,19 +97,23 @@ def worker_main(
                     os.close(handle)
                     columns.attach(buffers)
                 elif command == "reset":
-                    result = columns.reset()
+                    result = columns.reset(*arguments)
                 elif command == "bookmarks":
                     result = columns.bookmarks()
                 elif command == "restore":
                     result = columns.restore(*arguments)
                 elif command == "run":
                     assert buffers is not None
-                    run_actor(columns, buffers, arguments[0], arguments[1])
+                    first_step, num_steps, actor = arguments
+                    run_actor(columns, buffers, actor, num_steps, first_step)
                     result = columns.harvest()
                 elif command == "steps":
-                    _serve_steps(conn, columns, arguments[0], spin)
+                    _serve_steps(conn, columns, range(*arguments), spin)
                     result = columns.harvest()
                 elif command == "close":
+                    if guard is not None:  # the parent is there to end the group
+                        os.kill(guard, signal.SIGKILL)
+                        os.waitpid(guard, 0)
                     break
                 conn.send(("ok", result))
         except (PPOError, TypeError) as error:
@@ -108,10 +128,10 @@ def worker_main(
 
 
 def _serve_steps(
-    conn: connection.Connection, columns: EnvColumns, num_steps: int, spin: float
+    conn: connection.Connection, columns: EnvColumns, steps: range, spin: float
 ) -> None:
     fd = conn.fileno()
-    for t in range(num_steps):
+    for t in steps:
         if receive_byte(conn, spin) != STEP:
             raise EOFError
         try:
@@ -130,4 +150,38 @@ def _die_with_parent() -> None:
         above = os.getppid()
         while not connection.wait([parent.sentinel], 1.0) and os.getppid() == above:
             pass
-        os._exit(1)
+        os.killpg(os.getpid(), signal.SIGKILL)
+
+
+def _start_guard() -> int:
+    """Fork a process that ends this one's group once this one is gone, however it went.
+
+    What environments have started would outlive a worker that is killed, hold its pipes open, and
+    so hide its death.
+    """
+    worker = os.getpid()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded")
+        pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.closerange(0, os.sysconf("SC_OPEN_MAX"))
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        while os.getppid() == worker:
+            signal.sigwait({signal.SIGTERM})
+        os.killpg(worker, signal.SIGKILL)
+    finally:
+        os._exit(0)
+
+
+def _show_stacks_in(fd: int) -> None:
+    """Write the stacks of all threads to a file, in a crash and on `SHOW_STACK`.
+
+    Both work while an environment holds the interpreter's lock.
+    """
+    os.set_inheritable(fd, False)
+    faulthandler.enable(fd)
+    faulthandler.register(SHOW_STACK, fd)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {SHOW_STACK})
