@@ -3,6 +3,7 @@
 import copy
 import random
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from environments import CountingEnv
 
 from ppo import PolicyConfig, PPOAgent, PPOConfig
 from ppo.checkpoint import read_checkpoint, write_checkpoint
+from ppo.collector import CollectorState
 from ppo.errors import CheckpointError
 from ppo.packing import pack, unpack
 
@@ -38,6 +40,24 @@ def forge(parts, plain):
 
 def test_the_parts_that_forgers_get_make_a_whole(parts):
     assert PPOAgent.load(forge(parts, parts[-1])).left_off is not None
+
+
+def test_what_a_policy_remembers_of_a_lost_episode_is_forgotten(parts):
+    policy = {
+        "memory": np.ones((3, 2), np.float32),
+        "frames": np.ones((3, 4, 2), np.float32),
+        "age": np.array([5, 6, 7]),
+    }
+    state = CollectorState.from_plain({**parts[-1], "policy": policy})
+    playing = np.array([True, False, True])
+    same = SimpleNamespace(state_size=2, frame_stack=4)
+    known = state.policy_state(playing, same)
+    assert known.age.tolist() == [5, 0, 7]
+    assert known.memory.tolist() == [[1, 1], [0, 0], [1, 1]]
+    # What it was loaded from stays as it is.
+    assert state.policy.age.tolist() == [5, 6, 7]
+    for other in (SimpleNamespace(state_size=2), SimpleNamespace(state_size=3, frame_stack=4)):
+        assert state.policy_state(playing, other).age.tolist() == [0, 0, 0]
 
 
 NOTHING = object()

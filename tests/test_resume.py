@@ -146,6 +146,14 @@ class SecretlyNoisyEnv(CountingEnv):
         return obs, reward + random.random(), *rest
 
 
+class SeenThroughNoiseEnv(CountingEnv):
+    """Its observations are blurred by a generator of everyone's; its rewards are not."""
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return obs + np.float32(random.random()), *rest
+
+
 class StatefulEnv(GlobalNoiseEnv):
     """Cannot be played again, but put into any state."""
 
@@ -355,7 +363,7 @@ def test_another_number_of_environments_begins_new_episodes():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("env", [GlobalNoiseEnv, SecretlyNoisyEnv])
+@pytest.mark.parametrize("env", [GlobalNoiseEnv, SecretlyNoisyEnv, SeenThroughNoiseEnv])
 def test_an_environment_that_cannot_be_played_again_is_said_so_once(env, workers, tmp_path):
     path = tmp_path / "agent.safetensors"
     random.seed(1)
@@ -364,8 +372,26 @@ def test_an_environment_that_cannot_be_played_again_is_said_so_once(env, workers
         again, _ = resumed(lambda: env(length=100), path, num_workers=workers)
     assert len(said) == 1
     assert again.steps == GOAL
-    # The sums of discounted rewards began anew too.
     assert {episode.episode_length for episode in again._recent} <= {100}
+
+
+def test_what_is_known_of_an_episode_that_is_lost_is_forgotten():
+    class Watched(GlobalNoiseEnv):
+        def step(self, action):
+            obs, reward, *rest = super().step(action)
+            paid.append(reward)
+            return obs, reward, *rest
+
+    paid = []
+    agent = PPOAgent(config=CONFIG.replace(num_envs=1, policy=LSTM))
+    agent.learn(lambda: Watched(length=1000), GOAL, callback=stop)
+    with pytest.warns(UserWarning, match="1 of 1 environments begin new episodes"):
+        agent.learn(lambda: Watched(length=1000), GOAL, callback=stop)
+    assert agent.left_off.bookmarks[0].episode_length == STEPS
+    total = 0.0
+    for reward in paid[-STEPS:]:
+        total = CONFIG.gamma * total + float(np.float32(reward))
+    assert everything(agent)[0]["scaler"]["returns"].item() == pytest.approx(total)
 
 
 def test_episodes_that_can_be_played_again_go_on_beside_those_that_cannot(tmp_path):
