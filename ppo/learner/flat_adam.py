@@ -103,7 +103,11 @@ class FlatAdam:
 
     def is_finite(self) -> bool:
         """True if no parameter is NaN or infinite."""
-        return all(bool(torch.isfinite(v.parameters).all()) for v in self._vectors)
+        # A finite sum is one of finite numbers; only one that overflows needs a second look.
+        return all(
+            math.isfinite(v.parameters.sum()) or bool(torch.isfinite(v.parameters).all())
+            for v in self._vectors
+        )
 
     def zero_grad(self) -> None:
         """Set all gradients to 0, in place."""
