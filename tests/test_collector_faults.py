@@ -301,6 +301,7 @@ def test_an_interrupt_at_any_line_never_leads_to_a_stale_row(num_workers, policy
                 done = 1
             except Interrupt:
                 pass
+            assert torch.is_grad_enabled()
             try:
                 rollouts.append(collector.collect(policy, 3))
             except ClosedError:

@@ -206,10 +206,12 @@ class RolloutCollector:
             raise ClosedError(f"this collector is closed: {self._closed_because}; make a new one")
         check_positive_integer("num_steps", num_steps)
         check_policy_spaces(policy, self.observation_space, self.action_space)
+        gradients = torch.is_grad_enabled()
         try:
             with torch.no_grad():
                 return self._collect(self._calls_of(policy), num_steps)
         except BaseException as error:
+            torch.set_grad_enabled(gradients)  # Ctrl-C may hit the end of no_grad itself
             self.close()
             text = str(error).partition("\n")[0]
             self._closed_because = f"{type(error).__name__} in collect: {text}"
