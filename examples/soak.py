@@ -73,6 +73,7 @@ def main():
     parser.add_argument("--minutes", type=float, default=120.0)
     parser.add_argument("--every", type=float, default=5.0, help="seconds between faults")
     parser.add_argument("--num-workers", type=int, default=2)
+    parser.add_argument("--episodes", type=int, default=20, help="of the evaluation at the end")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
@@ -109,8 +110,8 @@ def main():
         callback=tell,
         progress=False,
     )
-    score = agent.evaluate("CartPole-v1", episodes=20)
-    print(f"after training: {score.mean:.1f} of 500 over 20 episodes")
+    score = agent.evaluate("CartPole-v1", episodes=arguments.episodes)
+    print(f"return {score.mean_return:.1f} of 500 over {arguments.episodes} episodes")
 
 
 if __name__ == "__main__":

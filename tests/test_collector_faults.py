@@ -29,9 +29,10 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from known_policies import CountPolicy, SnapshotCountPolicy
 
+from ppo import PPOAgent, PPOConfig
 from ppo.collector import RolloutCollector
 from ppo.errors import ClosedError, EnvError, NonFiniteError, SpaceError
-from ppo.policies import make_policy
+from ppo.policies import Evaluation, make_policy
 
 MODES = pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
 POLICIES = pytest.mark.parametrize("policy", [CountPolicy(), SnapshotCountPolicy()], ids=type)
@@ -300,6 +301,7 @@ def test_an_interrupt_at_any_line_never_leads_to_a_stale_row(num_workers, policy
                 done = 1
             except Interrupt:
                 pass
+            assert torch.is_grad_enabled()
             try:
                 rollouts.append(collector.collect(policy, 3))
             except ClosedError:
@@ -520,3 +522,71 @@ def test_an_action_that_is_not_finite_is_not_blamed_on_the_environment():
             next(iter(policy.parameters())).fill_(float("nan"))
         with pytest.raises(NonFiniteError, match="policy"):
             collector.collect(policy, 3)
+
+
+# --- what was learned before stays
+
+
+def test_the_last_checkpoint_stays_as_it_was(tmp_path):
+    agent = PPOAgent(config=PPOConfig(num_envs=2, num_steps=8, num_epochs=1))
+    agent.learn(CountingEnv, 16)
+    path = tmp_path / "agent.safetensors"
+    agent.save(path)
+    before = path.read_bytes()
+    parameters = [parameter.clone() for parameter in agent.policy.parameters()]
+    with pytest.raises(NonFiniteError, match=r"environment \d .*observation at rollout step 4"):
+        agent.learn(
+            lambda: FaultyEnv(nan_obs, step=13), 64, callback=lambda report: agent.save(path)
+        )
+    between = path.read_bytes()
+    assert between != before  # the update before the fault was saved
+    assert all(torch.isfinite(parameter).all() for parameter in agent.policy.parameters())
+    loaded = PPOAgent.load(path)
+    for name, tensor in agent.policy.state_dict().items():
+        assert torch.equal(tensor, loaded.policy.state_dict()[name])
+    assert any(
+        not torch.equal(old, new)
+        for old, new in zip(parameters, agent.policy.parameters(), strict=True)
+    )
+
+
+class Exploding(torch.autograd.Function):
+    """Finite forwards, infinite backwards."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * float("inf")
+
+
+class OwnPolicy(torch.nn.Module):
+    """Its values overflow in the loss, or its gradient does."""
+
+    def __init__(self, fault):
+        super().__init__()
+        self.fault = fault
+        self.weight = torch.nn.Parameter(torch.ones(2))
+
+    def act(self, obs, *, deterministic=False):
+        return torch.zeros(len(obs), dtype=torch.int64)
+
+    def evaluate(self, obs, actions):
+        values = self.value(obs)
+        if self.fault == "gradient":
+            values = Exploding.apply(values)
+        return Evaluation(0.0 * values - 0.5, 0.0 * values, values)
+
+    def value(self, obs):
+        return (1e30 if self.fault == "loss" else 1.0) * self.weight[0] * obs[:, 0]
+
+
+@pytest.mark.parametrize(("fault", "name"), [("loss", "value_loss"), ("gradient", "grad_norm")])
+def test_a_loss_and_a_gradient_that_are_not_finite_are_named(fault, name):
+    policy = OwnPolicy(fault)
+    agent = PPOAgent(policy, config=PPOConfig(num_envs=2, num_steps=8, num_epochs=1))
+    with pytest.raises(NonFiniteError, match=rf"{name}.* became non-finite during an update"):
+        agent.learn(CountingEnv, 16)
+    assert torch.equal(policy.weight, torch.ones(2))

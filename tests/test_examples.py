@@ -16,6 +16,7 @@ ARGUMENTS = {
     "continuous_control": ["--steps", "4096", "--episodes", "2"],
     "memory": SMALL,
     "pixels": SMALL,
+    "soak": ["--minutes", "0.05", "--every", "1", "--episodes", "2"],
     "run_ppo": ["small.yaml", "num_epochs=1", "--episodes", "2", "--play"],
 }
 SETTINGS = "{env: CartPole-v1, steps: 512, num_envs: 2, num_steps: 64}"

@@ -212,10 +212,12 @@ class RolloutCollector:
         self._check_open()
         check_positive_integer("num_steps", num_steps)
         check_policy_spaces(policy, self.observation_space, self.action_space)
+        gradients = torch.is_grad_enabled()
         try:
             with torch.no_grad():
                 return self._collect(self._calls_of(policy), num_steps)
         except BaseException as error:
+            torch.set_grad_enabled(gradients)  # Ctrl-C may hit the end of no_grad itself
             self._close_because(error)
             raise
 

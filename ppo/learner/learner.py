@@ -6,6 +6,7 @@ import contextlib
 import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -153,19 +154,22 @@ class Learner:
                 records.append([*metrics, norm])
             epoch = _means(records[first:])
             bad = [name for name, mean in epoch.items() if not math.isfinite(mean)]
-            if not self._optimizer.is_finite():
-                bad.append("parameters")
             if bad:
-                undo.apply()
-                raise NonFiniteError(
-                    f"{', '.join(bad)} became non-finite during an update; policy and optimizer "
-                    "are as they were before it. Lower learning_rate or max_grad_norm, or look "
-                    "for huge rewards and observations."
-                )
+                self._give_up(undo, bad)
             kl = epoch["approx_kl"]
             if settings.target_kl is not None and kl > settings.target_kl:
                 break
+        if not self._optimizer.is_finite():  # before, the next epoch's loss would have told
+            self._give_up(undo, ["parameters"])
         return _means(records), kl
+
+    def _give_up(self, undo: _Undo, bad: list[str]) -> NoReturn:
+        undo.apply()
+        raise NonFiniteError(
+            f"{', '.join(bad)} became non-finite during an update; policy and optimizer are as "
+            "they were before it. Lower learning_rate or max_grad_norm, or look for huge rewards "
+            "and observations."
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """The optimizer's tensors, by name, and the scale of an adaptive learning rate."""
