@@ -29,7 +29,7 @@ FLOORS = [
         "recording",
     },
     {"collector", "learner", "config", "checkpoint"},
-    {"evaluation", "agent"},
+    {"evaluation", "export", "agent"},
     {"cli"},
     {"__init__", "__main__"},
 ]
