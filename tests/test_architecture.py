@@ -164,7 +164,7 @@ assert torch.get_num_threads() == torch_threads, "a setting of torch changed"
 assert "multiprocessing.process" not in sys.modules or not (
     sys.modules["multiprocessing.process"].active_children()
 ), "a process was started"
-heavy = {"matplotlib", "tensorboard", "moviepy", "pygame", "Box2D", "mujoco", "ale_py"}
+heavy = {"matplotlib", "tensorboard", "moviepy", "pygame", "Box2D", "mujoco", "ale_py", "onnx"}
 assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
 assert os.listdir() == [], "a file was written"
 """
