@@ -24,6 +24,7 @@ from ppo.diagnostics import explained_variance
 from ppo.envs import EnvLike
 from ppo.errors import PPOError
 from ppo.evaluation import EvaluationResult, evaluate
+from ppo.export import export_policy
 from ppo.frames import newest
 from ppo.learner import Learner, LearnerSettings
 from ppo.persistence import read_agent, write_agent
@@ -362,6 +363,30 @@ class PPOAgent:
             raise PPOError("evaluate needs a policy: call learn or load first")
         source, root = self._env(env), np.random.SeedSequence(self.seed, spawn_key=(4, seed))
         return evaluate(self.policy, source, episodes, deterministic=deterministic, seed=root)
+
+    def export(self, path: str | Path, *, masked: bool = False) -> list[Path]:
+        """Write the deterministic policy to files that run without this library.
+
+        Normalisation and the bounds of the actions are inside: the program takes batches of what
+        the environment gives, and returns what it takes, as `act` does.
+
+        Args:
+            path: Ends in `.onnx` (ONNX), in `.pt2` (`torch.export`), or has no ending, for both.
+            masked: Give the program an input for the legal actions, bool `[B, M]`. A mask in the
+                observation is found there.
+
+        Returns:
+            The files.
+
+        Raises:
+            MissingExtraError: ONNX is asked for, and the extra `export` is not installed.
+            PPOError: There is no policy, its operations cannot be followed, or the disk refuses.
+            ValueError: Another ending, or `masked` where there is nothing to mask.
+        """
+        if self.policy is None or self.observation_space is None or self.action_space is None:
+            raise PPOError("there is nothing to export yet: call learn first")
+        spaces = self.observation_space, self.action_space
+        return export_policy(self.policy, *spaces, path, masked=masked)
 
     def save(self, path: str | Path) -> None:
         """Write all that a later `learn` depends on to one file, atomically; also from a callback.

@@ -40,7 +40,7 @@ FLOORS = [
         "recording",
     },
     {"collector", "learner", "config", "checkpoint"},
-    {"evaluation", "acting", "persistence", "agent"},
+    {"evaluation", "acting", "persistence", "agent", "export"},
     {"probes"},
     {"cli"},
     {"__init__", "__main__"},
@@ -177,7 +177,7 @@ assert torch.get_num_threads() == torch_threads, "a setting of torch changed"
 assert "multiprocessing.process" not in sys.modules or not (
     sys.modules["multiprocessing.process"].active_children()
 ), "a process was started"
-heavy = {"matplotlib", "tensorboard", "moviepy", "pygame", "Box2D", "mujoco", "ale_py"}
+heavy = {"matplotlib", "tensorboard", "moviepy", "pygame", "Box2D", "mujoco", "ale_py", "onnx"}
 assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
 assert os.listdir() == [], "a file was written"
 """

@@ -464,10 +464,24 @@ def test_play_records_a_video(trained, capsys):
     assert Path("out.mp4").stat().st_size > 0
 
 
+def test_export_writes_both_files_into_the_run_folder(copied, capsys):
+    assert main(["export", str(copied)]) == 0
+    written = [copied / "policy.onnx", copied / "policy.pt2"]
+    assert capsys.readouterr().out == "".join(f"exported: {path}\n" for path in written)
+    assert all(path.stat().st_size > 0 for path in written)
+
+
+def test_export_to_an_unknown_ending_is_wrong_usage(trained, capsys):
+    assert main(["export", str(trained), "--out", "policy.txt"]) == 2
+    assert "wanted '.onnx', '.pt2'" in capsys.readouterr().err
+    assert not Path("policy.txt").exists()
+
+
 def test_a_missing_extra_is_named(trained, capsys, monkeypatch):
     for package, command, extra in (
         ("matplotlib", ["plot", str(trained)], "ppo-gae[plot]"),
         ("moviepy", ["play", str(trained), "--video", "a.mp4"], "ppo-gae[video]"),
+        ("onnxscript", ["export", str(trained), "--out", "a.onnx"], "ppo-gae[export]"),
     ):
         for name in [name for name in sys.modules if name.partition(".")[0] == package]:
             monkeypatch.setitem(sys.modules, name, None)

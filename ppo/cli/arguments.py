@@ -104,6 +104,13 @@ def _parser() -> argparse.ArgumentParser:
             "--stochastic", action="store_true", help="sample actions instead of the likeliest"
         )
 
+    export = command("export", "Write a run's policy as ONNX and as a program of torch.export.")
+    export.add_argument("run", metavar="RUN")
+    export.add_argument(
+        "--out", metavar="FILE", help=".onnx or .pt2, or no ending for both (default: RUN/policy)"
+    )
+    export.add_argument("--masked", action="store_true", help="with an input for legal actions")
+
     plot = command("plot", "Draw learning curves; runs that differ in their seed are one.")
     plot.add_argument("runs", nargs="+", metavar="RUN")
     plot.add_argument(

@@ -1,4 +1,4 @@
-"""The command `ppo`: train, resume, evaluate, play and plot runs, and check policies."""
+"""The command `ppo`: train, resume, evaluate, play, export and plot runs, and check policies."""
 
 from __future__ import annotations
 
@@ -226,6 +226,17 @@ def _play(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export(args: argparse.Namespace) -> int:
+    run = RunFolder.open(args.run)
+    try:
+        paths = run.load(warn=_warn).export(args.out or run.path / "policy", masked=args.masked)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for path in paths:
+        print(f"exported: {path}")
+    return 0
+
+
 def _plot(args: argparse.Namespace) -> int:
     runs = [RunFolder.open(path) for path in args.runs]
     default = runs[0].path / "curve.png" if len(runs) == 1 else Path("curves.png")
@@ -303,6 +314,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "resume": _resume,
     "evaluate": _evaluate,
     "play": _play,
+    "export": _export,
     "plot": _plot,
     "check": _check,
     "configs": _configs,

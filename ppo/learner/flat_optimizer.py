@@ -97,7 +97,11 @@ class FlatOptimizer(abc.ABC):
 
     def is_finite(self) -> bool:
         """True if no parameter is NaN or infinite."""
-        return all(bool(torch.isfinite(vector).all()) for vector in self._vectors)
+        # A finite sum is one of finite numbers; only one that overflows needs a second look.
+        return all(
+            math.isfinite(vector.sum()) or bool(torch.isfinite(vector).all())
+            for vector in self._vectors
+        )
 
     def zero_grad(self) -> None:
         """Set all gradients to 0, in place."""

@@ -108,6 +108,9 @@ class NatureCNN(nn.Module):
         generator: As for `MLP`.
         frames: Number of images in one input `[B, frames, *shape]`, whose channels are joined;
             1 for inputs `[B, *shape]`.
+
+    Attributes:
+        precision: As given; it may be changed at any time.
     """
 
     def __init__(
@@ -119,7 +122,7 @@ class NatureCNN(nn.Module):
         frames: int = 1,
     ) -> None:
         super().__init__()
-        self._precision = precision
+        self.precision = precision
         self._frames = frames
         self._has_channels = len(shape) == 3
         self._channels_last = self._has_channels and shape[-1] <= shape[0]
@@ -160,7 +163,7 @@ class NatureCNN(nn.Module):
         if self._frames > 1:
             obs = obs.flatten(1, 2)  # [B, frames * C, H, W]
         pixels = obs.to(torch.float32, memory_format=torch.channels_last).div_(255.0)
-        half = self._precision == "bfloat16"
+        half = self.precision == "bfloat16"
         with torch.autocast(obs.device.type, torch.bfloat16, enabled=half):
             features: Tensor = self.linear(self.convolutions(pixels))
         return features.float()
