@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
+from ppo.errors import SpaceError
 from ppo.policies.protocol import Policy, policy_device, takes
 from ppo.policies.state import PolicyState, frame_stack_of
 from ppo.spaces import MASK_KEY, ActionMasks, ObservationLayout, Space, make_action_adapter
@@ -40,9 +42,14 @@ def act(
     arguments: dict[str, Any] = {"deterministic": deterministic}
     if takes(policy.act, "generator"):
         arguments["generator"] = generator
-    mask = _flat_masks(ActionMasks(action_space), observation_space, batch, action_mask, single)
+    reader = ActionMasks(action_space)
+    mask = _flat_masks(reader, observation_space, batch, action_mask, single)
     if mask is not None and takes(policy.act, "action_mask"):
         arguments["action_mask"] = to_device(mask)
+    elif action_mask is not None and not reader.lie_in(observation_space):
+        raise SpaceError(
+            f"act of {type(policy).__name__} takes no action_mask, and would ignore the one given"
+        )
     remembers = state.memory.shape[1] > 0
     if remembers:
         arguments["state"] = to_device(state.memory)
@@ -67,4 +74,9 @@ def _flat_masks(
         given, single = batch[MASK_KEY], False
     if given is None:
         return None
-    return np.stack([reader.read(mask) for mask in ([given] if single else given)])
+    if single:
+        given = [given]
+    elif isinstance(given, Mapping):  # arrays of rows, as vector environments give them
+        count = len(leaves(batch)[0])
+        given = [map_tree(lambda rows: rows[index], given) for index in range(count)]
+    return np.stack([reader.read(mask) for mask in given])

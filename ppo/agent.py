@@ -9,15 +9,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import Self
 
 from ppo.acting import act
-from ppo.advantages import gae, normalize
+from ppo.assembly import batch_with_advantages, configured_collector, configured_env
 from ppo.collector import CollectorState, RolloutCollector
 from ppo.config import PPOConfig
 from ppo.diagnostics import explained_variance
@@ -30,7 +30,6 @@ from ppo.learner import Learner, LearnerSettings
 from ppo.persistence import read_agent, write_agent
 from ppo.policies.actor_critic import make_policy
 from ppo.policies.protocol import frozen_parameters
-from ppo.policies.snapshot import acts_in_workers
 from ppo.policies.state import PolicyState
 from ppo.progress import progress_bar
 from ppo.report import Callback, Report, asks_to_stop, episode_means
@@ -123,10 +122,6 @@ class PPOAgent:
             self._adopt(make_policy(observation_space, action_space, self.config.policy, seed=seed))
         self.observation_space, self.action_space = observation_space, action_space
 
-    def _env(self, env: EnvLike) -> EnvLike:
-        """The configured environment where its id is given, with its arguments and wrappers."""
-        return self.config.env_factory() if isinstance(env, str) and env == self.config.env else env
-
     def learn(
         self,
         env: EnvLike,
@@ -160,7 +155,13 @@ class PPOAgent:
             raise ValueError(f"steps must be at least 1, got {steps}")
         goal = self.steps + steps
         with (
-            self._make_collector(env) as collector,
+            configured_collector(
+                env,
+                self.config,
+                self.policy,
+                seed=np.random.SeedSequence(self.seed, spawn_key=(3, self._learn_calls)),
+                device=self.device,
+            ) as collector,
             progress_bar(self.steps, goal, progress) as bar,
             self._noting_episodes(),
         ):
@@ -215,24 +216,6 @@ class PPOAgent:
             return self.left_off
         return self._between_rollouts.state_dict() if self.steps < self.goal else None
 
-    def _num_workers(self, env: EnvLike) -> int | Literal["auto"]:
-        chosen = self.config.num_workers
-        # Nobody misses an environment made from its id in this process; see docs/guide/workers.
-        shared = isinstance(env, str) and acts_in_workers(self.policy, self.config.policy)
-        return 0 if chosen == "auto" and not shared else chosen
-
-    def _make_collector(self, env: EnvLike) -> RolloutCollector:
-        return RolloutCollector(
-            self._env(env),
-            num_envs=self.config.num_envs,
-            num_workers=self._num_workers(env),
-            step_timeout=self.config.step_timeout,
-            on_fault=self.config.on_fault,
-            max_restarts=self.config.max_restarts,
-            seed=np.random.SeedSequence(self.seed, spawn_key=(3, self._learn_calls)),
-            device=self.device,
-        )
-
     def _report(self, rollout: Rollout, metrics: dict[str, float]) -> Report:
         self._recent.extend(rollout.episodes)
         metrics |= episode_means(self._recent)
@@ -270,11 +253,11 @@ class PPOAgent:
             if scaler.num_envs != rewards.shape[1]:  # other environments: their returns start anew
                 scaler.reset(rewards.shape[1])
             rewards = scaler(rewards, rollout.terminated, rollout.truncated, rollout.valid)
-        batch, returns = self._with_advantages(rollout, rewards)
+        batch, returns = batch_with_advantages(rollout, rewards, config)
         explained = explained_variance(rollout.values, returns, rollout.valid)
 
         def refreshed() -> Batch:
-            return self._with_advantages(revalue(self.policy, rollout), rewards)[0]
+            return batch_with_advantages(revalue(self.policy, rollout), rewards, config)[0]
 
         progress = min(self.steps / self.goal, 1.0) if self.goal else 0.0
         self._frozen = frozen_parameters(self.policy)
@@ -291,22 +274,6 @@ class PPOAgent:
         self.updates += 1
         metrics["explained_variance"] = float(explained)
         return metrics
-
-    def _with_advantages(self, rollout: Rollout, rewards: Tensor) -> tuple[Batch, Tensor]:
-        """The rows of a rollout with advantages and returns, `[T, N]` -> `[B]`; and the returns."""
-        config = self.config
-        advantages, returns = gae(
-            rewards,
-            rollout.values,
-            rollout.next_values,
-            rollout.terminated,
-            rollout.truncated,
-            gamma=config.gamma,
-            gae_lambda=config.gae_lambda,
-        )
-        if config.normalize_advantages == "rollout":
-            advantages = normalize(advantages, rollout.valid)
-        return rollout.flatten(advantages=advantages, returns=returns), returns
 
     def act(
         self,
@@ -361,7 +328,8 @@ class PPOAgent:
         """
         if self.policy is None:
             raise PPOError("evaluate needs a policy: call learn or load first")
-        source, root = self._env(env), np.random.SeedSequence(self.seed, spawn_key=(4, seed))
+        source = configured_env(env, self.config)
+        root = np.random.SeedSequence(self.seed, spawn_key=(4, seed))
         return evaluate(self.policy, source, episodes, deterministic=deterministic, seed=root)
 
     def export(self, path: str | Path, *, masked: bool = False) -> list[Path]:

@@ -17,10 +17,21 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from ppo._checks import check_positive_integer
 from ppo.errors import EnvCreationError
 
-__all__ = ["Env", "EnvFactory", "EnvLike", "EnvSource", "make_env", "resolve_env"]
+__all__ = [
+    "AnyEnv",
+    "Env",
+    "EnvFactory",
+    "EnvLike",
+    "EnvSource",
+    "is_parallel",
+    "make_env",
+    "resolve_env",
+]
 
 Env: TypeAlias = "gymnasium.Env[Any, Any]"
-EnvFactory: TypeAlias = Callable[[], Env]
+AnyEnv: TypeAlias = Any
+"""An `Env`, or a parallel environment of several agents (see `is_parallel`)."""
+EnvFactory: TypeAlias = Callable[[], AnyEnv]
 EnvLike: TypeAlias = "str | EnvFactory | Sequence[EnvFactory] | Env | VectorEnv[Any, Any, Any]"
 
 # Environment families whose dependencies are extras of this package.
@@ -40,7 +51,7 @@ class EnvSource:
     """
 
     factories: tuple[EnvFactory, ...] = ()
-    instance: Env | None = None
+    instance: AnyEnv | None = None
     copyable: bool = True
     vector: VectorEnv[Any, Any, Any] | None = None
     autoreset_mode: AutoresetMode | None = None
@@ -76,6 +87,18 @@ def make_env(env: str | EnvSpec, kwargs: Mapping[str, Any] | None = None) -> Env
         ) from error
 
 
+def is_parallel(env: object) -> bool:
+    """True for an environment of several agents that act at the same time.
+
+    By its methods: those of a parallel environment of PettingZoo (Terry et al. 2021).
+    """
+    return (
+        hasattr(env, "possible_agents")
+        and callable(getattr(env, "observation_space", None))
+        and callable(getattr(env, "action_space", None))
+    )
+
+
 def resolve_env(
     env: EnvLike,
     num_envs: int,
@@ -106,6 +129,8 @@ def resolve_env(
         return EnvSource(vector=env, autoreset_mode=_autoreset_mode(env, autoreset_mode))
     if isinstance(env, gymnasium.Env):
         return _from_instance(env, num_envs)
+    if is_parallel(env):
+        return _alone(env, num_envs)
     if isinstance(env, Sequence):
         if not env or not all(callable(factory) for factory in env):
             raise TypeError("a list of environments must hold factories () -> gymnasium.Env")
@@ -139,11 +164,15 @@ def _from_instance(env: Env, num_envs: int) -> EnvSource:
     if spec is not None and all(w.kwargs is not None for w in spec.additional_wrappers):
         factory = functools.partial(gymnasium.make, spec, disable_env_checker=True)
         return EnvSource((factory,) * num_envs, instance=env)
+    return _alone(env, num_envs)
+
+
+def _alone(env: AnyEnv, num_envs: int) -> EnvSource:
     if num_envs > 1:
         warnings.warn(
             f"{env} cannot be rebuilt from its spec, so it is collected alone: num_envs is 1, not "
-            f"{num_envs}. Pass a factory () -> gymnasium.Env to collect several.",
-            stacklevel=4,
+            f"{num_envs}. Pass a factory that makes it to collect several.",
+            stacklevel=5,
         )
     return EnvSource((lambda: env,), instance=env, copyable=False)
 

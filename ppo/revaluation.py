@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppo.policies.protocol import Evaluation, takes
+from ppo.policies.protocol import Evaluator
 from ppo.rollout import Batch, Rollout
 from ppo.trees import leaves
 
@@ -30,13 +30,11 @@ def evaluate_rollout(policy: Any, rollout: Rollout) -> Rollout:
         rollout: Its `log_probs`, `values` and `next_values` are not looked at.
     """
     batch = rollout.flatten()
-    with_masks = takes(policy.evaluate, "action_masks")
-    parts = []
-    for part in batch.parts(_rows_at_once(batch.obs)):
-        context = part.context
-        if not with_masks:
-            context.pop("action_masks", None)
-        parts.append(Evaluation(*policy.evaluate(part.obs, part.actions, **context)))
+    evaluate = Evaluator(policy)
+    parts = [
+        evaluate(part.obs, part.actions, part.context)
+        for part in batch.parts(_rows_at_once(batch.obs))
+    ]
     log_probs, values = (_joined([part[index] for part in parts], rollout) for index in (0, 2))
     log_probs, values = rollout.unflatten(log_probs), rollout.unflatten(values)
     next_values = _next_values(policy, rollout, values)

@@ -23,7 +23,6 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
-import ppo.agent as agent_module
 from ppo import (
     ActorCritic,
     Evaluation,
@@ -35,6 +34,7 @@ from ppo import (
     Report,
     RewardScaler,
     RolloutCollector,
+    assembly,
     gae,
     make_policy,
     normalize,
@@ -1148,13 +1148,13 @@ class Remembering:
 
     def __init__(self, monkeypatch):
         self.asked = []
-        original = agent_module.RolloutCollector
+        original = assembly.RolloutCollector
 
         def make(*args, num_workers, **kwargs):
             self.asked.append(num_workers)
             return original(*args, num_workers=0, **kwargs)
 
-        monkeypatch.setattr(agent_module, "RolloutCollector", make)
+        monkeypatch.setattr(assembly, "RolloutCollector", make)
 
 
 @pytest.mark.parametrize(

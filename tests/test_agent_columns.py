@@ -10,7 +10,7 @@ from gymnasium import spaces
 from known_policies import CountPolicy
 from parallel_environments import CountingAgents
 
-from ppo import PolicyConfig, PPOAgent, PPOConfig, RolloutCollector, evaluate, gae
+from ppo import PolicyConfig, PPOAgent, PPOConfig, RolloutCollector, evaluate, gae, make_policy
 from ppo.errors import EnvError, SpaceError
 
 CountingThree = functools.partial(
@@ -91,7 +91,7 @@ def test_an_environment_of_the_callers_is_collected_alone_and_not_closed():
         assert collector.num_envs == 3
         collector.collect(CountPolicy(), 4)
     assert env.closed == 0
-    assert len(evaluate(CountPolicy(), env, episodes=3).episode_returns) == 3
+    assert len(evaluate(CountPolicy(), env, episodes=3, num_envs=1).episode_returns) == 3
 
 
 def test_agents_with_other_spaces_are_refused_by_name():
@@ -125,8 +125,7 @@ def test_an_agent_without_its_mask_is_an_error_that_names_it():
             return obs, infos
 
     make = functools.partial(Silent, masks=True)
-    with (
-        RolloutCollector(make, num_envs=1) as collector,
-        pytest.raises(EnvError, match="agent 'agent_1' of environment 0"),
-    ):
-        collector.collect(CountPolicy(), 4)
+    with RolloutCollector(make, num_envs=1) as collector:
+        policy = make_policy(collector.observation_space, collector.action_space)
+        with pytest.raises(EnvError, match="agent 'agent_1' of environment 0"):
+            collector.collect(policy, 4)

@@ -40,7 +40,7 @@ FLOORS = [
         "recording",
     },
     {"collector", "learner", "config", "checkpoint"},
-    {"evaluation", "acting", "persistence", "agent", "export"},
+    {"evaluation", "acting", "persistence", "assembly", "agent", "export"},
     {"probes"},
     {"cli"},
     {"__init__", "__main__"},

@@ -201,7 +201,7 @@ def test_a_policy_that_takes_no_masks_is_refused_where_they_would_be_lost():
         evaluate(Unaware(), MaskedEnv, 1)
     # In the observation it can look for itself.
     make = functools.partial(MaskedEnv, "obs")
-    (rollout,) = collect(make, [9], Unaware(), num_envs=2)
+    (rollout,) = collect(make, [9], Unaware(), num_envs=2)  # evaluate is given none either
     assert torch.equal(rollout.actions, rollout.obs["action_mask"].long().argmax(-1))
 
 
@@ -215,3 +215,69 @@ def test_actions_that_cannot_be_masked_ask_for_no_mask():
 
     (rollout,) = collect(Torque, [4], PolicyConfig(hidden_sizes=(4,)))
     assert rollout.action_masks is None
+
+
+class Looking(nn.Module):
+    """A policy of one's own that takes no masks, and finds them in the observation."""
+
+    def __init__(self):
+        super().__init__()
+        self.actor, self.critic = nn.Linear(2, 5), nn.Linear(2, 1)
+
+    def act(self, obs, *, noise=None, generator=None, deterministic=False):
+        return self.distribution(obs).mode()
+
+    def distribution(self, obs):
+        return Categorical(self.actor(obs["x"]), obs["action_mask"] != 0)
+
+    def evaluate(self, obs, actions):
+        distribution = self.distribution(obs)
+        return Evaluation(distribution.log_prob(actions), distribution.entropy(), self.value(obs))
+
+    def value(self, obs):
+        return self.critic(obs["x"]).squeeze(-1)
+
+
+def test_a_policy_that_finds_its_masks_by_itself_learns():
+    policy = Looking()
+    before = policy.actor.weight.detach().clone()
+    config = PPOConfig(num_envs=2, num_steps=16)
+    PPOAgent(policy, config=config).learn(functools.partial(MaskedEnv, "obs"), 64)
+    assert not torch.equal(policy.actor.weight, before)
+
+
+def test_a_mask_that_would_be_ignored_is_refused():
+    policy = CountPolicy()
+    policy.observation_space, policy.action_space = VECTOR, FIVE
+    with pytest.raises(SpaceError, match="takes no action_mask, and would ignore"):
+        act(
+            policy,
+            np.zeros(2, np.float32),
+            VECTOR,
+            FIVE,
+            generator=torch.Generator(),
+            deterministic=True,
+            action_mask=np.ones(5),
+        )
+
+
+def test_masks_of_a_batch_come_one_by_one_or_as_arrays():
+    space = spaces.Dict({"a": FIVE, "b": spaces.Discrete(2)})
+    agent = PPOAgent(make_policy(VECTOR, space))
+    masks = {"a": np.eye(5)[[4, 0]], "b": np.array([[0, 1], [1, 0]])}
+    rows = np.zeros((2, 2), np.float32)
+    arrays = agent.act(rows, action_mask=masks)
+    one_by_one = [{name: mask[index] for name, mask in masks.items()} for index in range(2)]
+    listed = agent.act(rows, action_mask=one_by_one)
+    for actions in (arrays, listed):
+        assert actions["a"].tolist() == [7, 3]
+        assert actions["b"].tolist() == [1, 0]
+
+
+def test_a_mask_in_the_observation_is_neither_normalised_nor_a_feature():
+    space = spaces.Dict({"action_mask": spaces.Box(0, 1, (5,), np.int8), "x": VECTOR})
+    policy = make_policy(space, FIVE)
+    assert policy.normalizer.paths == ("x",)
+    assert policy.actor_body.num_features == 64
+    obs = {"action_mask": torch.eye(5), "x": torch.zeros(5, 2)}
+    assert len(policy.value(obs).unique()) == 1

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from policy_setup import global_randomness
 from torch import nn
 
-import ppo.agent
+import ppo.assembly
 from ppo import Categorical, DiagonalGaussian, Evaluation, PolicyConfig, PPOAgent, PPOConfig
 from ppo.errors import SpaceError
 from ppo.policies import make_policy
@@ -458,7 +458,7 @@ def test_a_broken_policy_fails_and_is_told_why(name, broken, words):
     assert result.error is None
 
 
-gae = ppo.agent.gae
+gae = ppo.assembly.gae
 
 
 def truncation_as_termination(rewards, values, next_values, terminated, truncated, **rest):
@@ -506,7 +506,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("name", "wrong", "words"), WRONG)
 def test_a_wrong_algorithm_fails_and_is_told_why(name, wrong, words, monkeypatch):
-    monkeypatch.setattr(ppo.agent, "gae", wrong)
+    monkeypatch.setattr(ppo.assembly, "gae", wrong)
     result = find(name).run()
     assert result.outcome == "failed"
     assert words in result.explanation

@@ -130,7 +130,8 @@ class _GifRecorder(RecordVideo[Any, Any]):
 def _make(config: PPOConfig, render_mode: str) -> Env:
     shown = config.replace(env_kwargs={**config.env_kwargs, "render_mode": render_mode})
     try:
-        return shown.env_factory()()
+        env: Env = shown.env_factory()()
+        return env
     except PPOError:
         raise
     except ValueError as error:

@@ -26,16 +26,7 @@ from ppo.spaces import (
 )
 from ppo.trees import leaves, map_tree
 
-__all__ = ["AgentColumns", "is_parallel"]
-
-
-def is_parallel(env: object) -> bool:
-    """True for an environment of several agents that act at the same time."""
-    return (
-        hasattr(env, "possible_agents")
-        and callable(getattr(env, "observation_space", None))
-        and callable(getattr(env, "action_space", None))
-    )
+__all__ = ["AgentColumns"]
 
 
 class AgentColumns:
@@ -48,7 +39,7 @@ class AgentColumns:
     Args:
         envs: Parallel environments whose agents share their spaces.
         seeds: One generator of episode seeds per environment.
-        first: Index of the first column.
+        first: Index of the first environment.
         borrowed: The caller's own environment among them, never closed.
     """
 
@@ -59,9 +50,10 @@ class AgentColumns:
         first: int = 0,
         borrowed: Any = None,
     ) -> None:
-        self.first = first
         self._envs, self._seeds, self._borrowed = list(envs), list(seeds), borrowed
         self._agents = list(self._envs[0].possible_agents)
+        self.first = first * len(self._agents)
+        self._first_env = first
         self.num_envs = len(self._envs) * len(self._agents)
         try:
             self.observation_space, self.action_space = self._shared_spaces()
@@ -133,20 +125,22 @@ class AgentColumns:
         self._seeds = [stream_at(mark.seeds) for mark in marks[:: len(self._agents)]]
         return [False] * self.num_envs
 
-    def reset(self) -> list[bool]:
-        """Start the first episodes; says which columns give masks."""
+    def reset(self, row: int = 0) -> list[bool]:
+        """Start the first episodes with this row; says which columns give masks."""
+        for array in leaves(self._obs):
+            array[row] = 0  # of whoever is not there from the first
         for index in range(len(self._envs)):
-            self._reset(index, None)
+            self._reset(index, row)
         return [self._masked] * self.num_envs
 
-    def _reset(self, index: int, t: int | None) -> None:
-        """Begin an episode of an environment; what its agents see goes to row `t + 1`."""
-        row = 0 if t is None else t + 1
+    def _reset(self, index: int, row: int) -> None:
+        """Begin an episode of an environment; what its agents see goes to this row."""
         obs, infos = self._call(index, "reset", seed=draw_seed(self._seeds[index]))
         live = list(self._envs[index].agents)
         if not live:
+            index += self._first_env
             raise EnvError(f"environment {index} has no agents after reset; nobody can act")
-        if t is None and index == 0:
+        if not self._masked and self._masks.size:
             self._masked = self._mask_in_obs or MASK_KEY in infos.get(live[0], {})
         for number, agent in enumerate(self._agents):
             column = index * len(self._agents) + number
@@ -154,9 +148,6 @@ class AgentColumns:
             if agent in live:
                 self._begin(column)
                 self._write(row, column, agent, obs, infos)
-            elif t is None:
-                for array in leaves(self._obs):
-                    array[row, column] = 0
 
     def step(self, t: int) -> None:
         """Let the agents that are there act; where nobody is left, start anew."""
@@ -197,7 +188,7 @@ class AgentColumns:
             self._acting[index, number] = True
             self._write(t + 1, column, agent, obs, infos)
         if not live:
-            self._reset(index, t)
+            self._reset(index, t + 1)
 
     def _end_of_step(
         self,
@@ -235,7 +226,7 @@ class AgentColumns:
                 given = obs[agent] if self._mask_in_obs else infos.get(agent, {})
                 self._mask_rows[row, column] = self._masks.read(given[MASK_KEY])
         except (KeyError, TypeError, ValueError) as error:
-            index = column // len(self._agents)
+            index = self._first_env + column // len(self._agents)
             raise EnvError(f"agent {agent!r} of environment {index}: {error!r}") from error
 
     def _call(self, index: int, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -243,8 +234,8 @@ class AgentColumns:
             return getattr(self._envs[index], method)(*args, **kwargs)
         except Exception as error:
             raise EnvError(
-                f"environment {index} raised {type(error).__name__} in {method}: {error}\n\n"
-                f"{traceback.format_exc()}"
+                f"environment {self._first_env + index} raised {type(error).__name__} in "
+                f"{method}: {error}\n\n{traceback.format_exc()}"
             ) from error
 
     def harvest(self) -> Harvest:

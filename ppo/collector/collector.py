@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import multiprocessing
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,18 +12,16 @@ import torch
 from typing_extensions import Self
 
 from ppo._checks import check_positive_integer
-from ppo.collector.backends import Backend, InProcess
 from ppo.collector.buffers import Buffers, Layout
 from ppo.collector.collector_state import CollectorState
-from ppo.collector.columns import Columns, EnvColumns, Restart
+from ppo.collector.columns import Restart
+from ppo.collector.opening import check_options, open_backend, seed_sequence
 from ppo.collector.policy_calls import PolicyCalls
-from ppo.collector.pool import WorkerPool
-from ppo.collector.processes import StartMethod, fitting_number_of_workers
+from ppo.collector.processes import StartMethod
 from ppo.collector.raw import RawRollout
 from ppo.collector.replay import ActionLog, stream_at
-from ppo.collector.streams import EPISODES, NOISE, POLICY, stream
-from ppo.collector.vector_columns import VectorColumns
-from ppo.envs import EnvLike, EnvSource, resolve_env
+from ppo.collector.streams import NOISE, POLICY, stream
+from ppo.envs import EnvLike, resolve_env
 from ppo.errors import ClosedError, EnvError, WorkerError
 from ppo.policies.protocol import Policy
 from ppo.rollout import Rollout
@@ -38,26 +34,7 @@ from ppo.spaces import (
 )
 from ppo.trees import leaves, map_tree, rebuild
 
-__all__ = ["RolloutCollector", "open_columns"]
-
-
-def open_columns(source: EnvSource, root: np.random.SeedSequence, max_restarts: int = 0) -> Columns:
-    """Make the environments of a source in this process, seeded from `root`."""
-    if source.vector is not None:
-        assert source.autoreset_mode is not None
-        return VectorColumns(source.vector, source.autoreset_mode, stream(root, EPISODES, 0))
-    seeds = [stream(root, EPISODES, index) for index in range(len(source.factories))]
-    return EnvColumns(source.factories, seeds, borrowed=source.instance, max_restarts=max_restarts)
-
-
-def _seed_sequence(seed: int | np.random.SeedSequence | None) -> np.random.SeedSequence:
-    if isinstance(seed, np.random.SeedSequence):
-        return seed
-    if seed is not None and (not isinstance(seed, int | np.integer) or seed < 0):
-        raise ValueError(
-            f"seed must be an integer of at least 0, a SeedSequence or None, got {seed!r}"
-        )
-    return np.random.SeedSequence(seed)
+__all__ = ["RolloutCollector"]
 
 
 class RolloutCollector:
@@ -72,9 +49,11 @@ class RolloutCollector:
 
     Args:
         env: An environment id, a factory `() -> gymnasium.Env`, a list of factories, a
-            `gymnasium.Env` or a `gymnasium.vector.VectorEnv`. The caller's own environments are
-            never closed.
-        num_envs: Number of environments `N`; a list or a vector environment brings its own.
+            `gymnasium.Env` or a `gymnasium.vector.VectorEnv`; also a parallel environment of
+            several agents, or factories of such, where every agent is a column. The caller's own
+            environments are never closed.
+        num_envs: Number of environments `N`; a list or a vector environment brings its own, and
+            for several agents `N` is that many times their number.
         num_workers: Number of worker processes; 0 steps in this process, and "auto" takes as many
             as there are processors and pairs of environments.
         seed: Seeds episodes and action noise; None draws a seed from the system.
@@ -124,45 +103,17 @@ class RolloutCollector:
         max_restarts: int = 10,
     ) -> None:
         self._closed_because: str | None = "it was never opened"
-        if num_workers != "auto" and not (
-            isinstance(num_workers, int | np.integer) and num_workers >= 0
-        ):
-            raise ValueError(
-                'num_workers must be an integer, 0 (this process) or more, or "auto", '
-                f"got {num_workers!r}"
-            )
-        methods = multiprocessing.get_all_start_methods()
-        if start_method is not None and start_method not in methods:
-            raise ValueError(f"start_method must be one of {methods} here, got {start_method!r}")
-        if step_timeout is not None and not 0.0 < step_timeout < math.inf:
-            raise ValueError(f"step_timeout must be positive seconds or None, got {step_timeout}")
-        if on_fault not in ("raise", "restart"):
-            raise ValueError(f'on_fault must be "raise" or "restart", got {on_fault!r}')
-        if not (isinstance(max_restarts, int | np.integer) and max_restarts >= 0):
-            raise ValueError(f"max_restarts must be an integer, 0 or more, got {max_restarts!r}")
+        check_options(num_workers, start_method, step_timeout, on_fault, max_restarts)
         self.restarts = 0
         self._max_restarts = max_restarts
         allowed = max_restarts if on_fault == "restart" else 0
         source = resolve_env(env, num_envs, env_kwargs=env_kwargs, autoreset_mode=autoreset_mode)
-        if allowed and source.vector is not None:
-            raise ValueError(
-                'on_fault="restart" needs environments that can be made anew, and those of a '
-                "vector environment cannot; pass a factory"
-            )
-        root = _seed_sequence(seed)
+        root = seed_sequence(seed)
         try:
             self.device = torch.device(device)
         except RuntimeError as error:
             raise ValueError(f"device {device!r} is unknown: {error}") from error
-        if num_workers == "auto":
-            num_workers = fitting_number_of_workers(len(source.factories), start_method)
-        if num_workers == 0 or source.vector is not None or not source.copyable:
-            self._backend: Backend = InProcess(open_columns(source, root, allowed))
-        else:
-            seeds = [stream(root, EPISODES, index) for index in range(len(source.factories))]
-            self._backend = WorkerPool(
-                source.factories, seeds, num_workers, start_method, step_timeout, allowed
-            )
+        self._backend = open_backend(source, root, num_workers, start_method, step_timeout, allowed)
         self._closed_because = None
         try:
             self.num_envs = self._backend.num_envs

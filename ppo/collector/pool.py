@@ -13,7 +13,7 @@ import cloudpickle
 import numpy as np
 
 from ppo.collector.buffers import Buffers, Layout, anonymous_file
-from ppo.collector.columns import Final, Harvest, Restart, give_up_row
+from ppo.collector.columns import Final, Harvest, Restart, give_up_rows
 from ppo.collector.processes import (
     StartMethod,
     WorkerProcess,
@@ -23,11 +23,10 @@ from ppo.collector.processes import (
 )
 from ppo.collector.replay import Bookmark
 from ppo.collector.signals import STEP, STEPPED, poll, receive_byte
+from ppo.collector.whereabouts import PLAYING, whereabouts
 from ppo.envs import EnvFactory
 from ppo.errors import SpaceError, WorkerError
 from ppo.policies.protocol import Actor
-from ppo.spaces import make_action_adapter
-from ppo.trees import map_tree
 
 __all__ = ["WorkerPool"]
 
@@ -35,7 +34,6 @@ _SPIN_SECONDS = 200e-6
 _START_SECONDS = 60.0
 _HURRY_SECONDS = 0.3
 _STARTING = ("start",)
-_PLAYING = ("reset", "run", "steps")  # commands in which a lost worker can be replaced
 
 
 class _LostError(Exception):
@@ -69,7 +67,6 @@ class WorkerPool:
         step_timeout: float | None,
         max_restarts: int = 0,
     ) -> None:
-        self.num_envs = len(factories)
         self._factories, self._seeds = factories, list(seeds)
         self._timeout = step_timeout
         self._start_timeout = step_timeout and max(_START_SECONDS, 10.0 * step_timeout)
@@ -81,7 +78,10 @@ class WorkerPool:
         self._died_idle: set[int] = set()
         self._finals: list[Final] = []
         self._restarts: list[Restart] = []
-        self._shares = np.array_split(np.arange(self.num_envs), min(num_workers, self.num_envs))
+        # Environments of each worker, and the columns they make: several for several agents.
+        count = len(factories)
+        self._environments = np.array_split(np.arange(count), min(num_workers, count))
+        self._shares = self._environments
         # Polling pays only while nobody else could use the processor.
         self._spin = _SPIN_SECONDS if len(self._shares) <= num_processors() else 0.0
         # Ends the workers when the pool is dropped, and at exit before multiprocessing joins them.
@@ -92,22 +92,29 @@ class WorkerPool:
         try:
             for worker in range(len(self._shares)):
                 self._start(worker)
-            spaces = self._receive_all()
+            answers = self._receive_all()
         except BaseException:
             self.close()
             raise
-        self.observation_space, self.action_space = spaces[0]
-        for worker, other in enumerate(spaces):
-            if other != spaces[0]:
+        self._made = answers[0]
+        self.observation_space, self.action_space, num_agents = answers[0]
+        for worker, other in enumerate(answers):
+            if other != answers[0]:
                 self.close()
                 raise SpaceError(
-                    f"environment {self._shares[worker][0]} has other spaces than environment 0: "
-                    f"{other} against {spaces[0]}"
+                    f"environment {self._environments[worker][0]} has other spaces, or another "
+                    f"number of agents, than environment 0: {other} against {answers[0]}"
                 )
+        self.num_envs = count * num_agents
+        self._shares = [
+            np.arange(share[0] * num_agents, (share[-1] + 1) * num_agents)
+            for share in self._environments
+        ]
 
     def _start(self, worker: int) -> None:
         """Start a worker in an empty place, or in that of one that was ended."""
-        first, stop = int(self._shares[worker][0]), int(self._shares[worker][-1]) + 1
+        environments = self._environments[worker]
+        first, stop = int(environments[0]), int(environments[-1]) + 1
         try:
             payload = cloudpickle.dumps(list(self._factories[first:stop]))
         except Exception as error:
@@ -295,7 +302,7 @@ class WorkerPool:
         episodes. They also lose earlier rows whose successor only the worker knew.
         """
         worker, error, command = lost.worker, lost.error, self._command
-        if self._max_restarts == 0 or command[0] not in _PLAYING:
+        if self._max_restarts == 0 or command[0] not in PLAYING:
             self._workers[worker].kill()
             self._fail(error)
         buffers, share, row = self._buffers, self._shares[worker], 0
@@ -303,7 +310,7 @@ class WorkerPool:
         self._end(worker)  # or it might still write
         if command[0] != "reset":
             t = min(int(buffers.progress[share].min()), command[2] - 1) if t is None else t
-            self._give_up(t, share)
+            self._finals += give_up_rows(buffers, t, share, self._finals)
             row = t + 1
         while True:
             if self._restarts_left == 0:
@@ -311,16 +318,16 @@ class WorkerPool:
                 self._fail(WorkerError(f"{text}{error}"))
             self._restarts_left -= 1
             self._restarts.append(Restart(max(row - 1, 0), int(share[0]), str(error)))
-            for index in share:  # for episodes that were not played yet
+            for index in self._environments[worker]:  # for episodes that were not played yet
                 self._seeds[index] = self._seeds[index].spawn(1)[0]
             self._died_idle.discard(worker)
             buffers.progress[share] = row
             try:
                 self._command = _STARTING
                 self._start(worker)
-                spaces = self._receive_one(worker)
+                made = self._receive_one(worker)
                 self._command = ("reset", row)
-                if spaces != (self.observation_space, self.action_space):
+                if made != self._made:
                     raise SpaceError(f"worker {worker} was replaced by one with other spaces")
                 self._attach(self._workers[worker])
                 self._receive_one(worker)
@@ -333,17 +340,6 @@ class WorkerPool:
                 self._end(worker)
         self._command = command
         self._workers[worker].send(command[0], row, *command[2:])
-
-    def _give_up(self, t: int, share: np.ndarray) -> None:
-        """Make row `t` of these columns no transition, and those that end without a successor."""
-        assert self._buffers is not None
-        buffers = self._buffers
-        known = {(final.step, final.env_index) for final in self._finals}
-        for index in map(int, share):
-            cut = buffers.truncated[:t, index] & ~buffers.terminated[:t, index]
-            for step in [*map(int, np.flatnonzero(cut)), t]:
-                if (step, index) not in known:
-                    self._finals += give_up_row(buffers, step, index)
 
     def _fail(self, error: Exception) -> NoReturn:
         """Raise an error soon: siblings get a moment to leave, and are not waited for longer."""
@@ -359,14 +355,7 @@ class WorkerPool:
         """Join the workers' harvests, in the order (step, environment) of one process."""
         own = Harvest(self._finals, [], self._restarts)
         self._finals, self._restarts = [], []
-        harvests = [*harvests, own]
-        finals = [final for harvest in harvests for final in harvest.finals]
-        episodes = [episode for harvest in harvests for episode in harvest.episodes]
-        restarts = [restart for harvest in harvests for restart in harvest.restarts]
-        finals.sort(key=lambda final: (final.step, final.env_index))
-        episodes.sort(key=lambda item: (item[0], item[1].env_index))
-        restarts.sort(key=lambda restart: (restart.step, restart.env_index))
-        return Harvest(finals, episodes, restarts)
+        return Harvest.joined([*harvests, own])
 
     def _moved(self, worker: int) -> Any:
         """Something that differs whenever an environment of a worker has finished something."""
@@ -377,8 +366,8 @@ class WorkerPool:
         return [sign[share].tolist() for sign in signs]
 
     def _describe(self, worker: int) -> str:
-        share = self._shares[worker]
-        named = f"worker {worker} (environments {share[0]} to {share[-1]})"
+        share, made = self._shares[worker], self._environments[worker]
+        named = f"worker {worker} (environments {made[0]} to {made[-1]})"
         if self._command == _STARTING:
             return f"{named} while starting"
         if self._buffers is None or worker in self._died_idle:
@@ -387,27 +376,10 @@ class WorkerPool:
 
     def _doing(self, worker: int) -> str:
         """Which environment a worker was at, from what it left in shared memory."""
-        buffers, share = self._buffers, self._shares[worker]
-        if buffers is None or self._command == _STARTING or worker in self._died_idle:
+        idle = self._command[0] not in PLAYING or worker in self._died_idle
+        if self._buffers is None or idle:
             return ""
-        progress, started = buffers.progress[share], buffers.started[share]
-        resetting = started > progress
-        index = int(share[resetting.argmax() if resetting.any() else progress.argmin()])
-        step = int(buffers.progress[index])
-        seed = f"episode seed {buffers.episode_seeds[index]}"
-        if self._command[0] not in _PLAYING:
-            return ""
-        if self._command[0] == "reset":
-            return f" at environment {index} in reset ({seed})"
-        if step >= self._command[2]:
-            return ""
-        adapter = make_action_adapter(self.action_space, squash=buffers.layout.squash)
-        raw = map_tree(lambda rows: rows[step, index : index + 1], buffers.actions)
-        action = f"rollout step {step}, action {adapter.rows(adapter(raw))[0]!r}"
-        if resetting.any():
-            return f" at environment {index} in reset ({seed}, {action})"
-        length = step - int(buffers.started[index])
-        return f" at environment {index} in step ({seed}, episode step {length}, {action})"
+        return whereabouts(self._buffers, self._shares[worker], self._command, self.action_space)
 
     def _death(self, worker: int) -> WorkerError:
         how = self._workers[worker].death()

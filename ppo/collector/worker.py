@@ -30,7 +30,8 @@ import numpy as np
 
 from ppo.collector.acting import run_actor
 from ppo.collector.buffers import Buffers
-from ppo.collector.columns import EnvColumns
+from ppo.collector.columns import Columns
+from ppo.collector.making import open_env_columns
 from ppo.collector.signals import FAULT, STEP, STEPPED, receive_byte
 from ppo.errors import PPOError, WorkerError
 
@@ -60,7 +61,7 @@ def worker_main(
             or no worker would ever see that the parent is gone.
         payload: The environment factories, pickled by value.
         seeds: Generator of episode seeds per column.
-        first: Index of the first column.
+        first: Index of the first environment.
         spin: Seconds to poll for the next step before sleeping.
         ended_by_parent: The kernel may end this process with the thread that started it.
         max_restarts: How many times an environment that raised is made anew.
@@ -81,13 +82,14 @@ def worker_main(
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    columns: EnvColumns | None = None
+    columns: Columns | None = None
     buffers: Buffers | None = None
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
             factories = cloudpickle.loads(payload)
-            columns = EnvColumns(factories, seeds, first, max_restarts=max_restarts)
-            conn.send(("ok", (columns.observation_space, columns.action_space)))
+            columns = open_env_columns(factories, seeds, first, max_restarts=max_restarts)
+            spaces = columns.observation_space, columns.action_space
+            conn.send(("ok", (*spaces, columns.num_envs // len(factories))))
             while True:
                 command, *arguments = conn.recv()
                 result: Any = None
@@ -127,9 +129,7 @@ def worker_main(
                 columns.close()
 
 
-def _serve_steps(
-    conn: connection.Connection, columns: EnvColumns, steps: range, spin: float
-) -> None:
+def _serve_steps(conn: connection.Connection, columns: Columns, steps: range, spin: float) -> None:
     fd = conn.fileno()
     for t in steps:
         if receive_byte(conn, spin) != STEP:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ppo.advantages import normalize
 from ppo.learner.flat_optimizer import FlatOptimizer
 from ppo.losses import ppo_loss
-from ppo.policies.protocol import Evaluation
+from ppo.policies.protocol import Evaluator
 from ppo.rollout import Batch
 
 __all__ = ["METRICS", "EagerGradient", "Gradient", "LossSettings"]
@@ -60,7 +60,7 @@ class EagerGradient:
     num_threads: int | None = None
 
     def __init__(self, policy: nn.Module, optimizer: FlatOptimizer) -> None:
-        self._policy = policy
+        self._evaluate = Evaluator(policy)
         self._optimizer = optimizer
 
     def begin(self) -> None:
@@ -71,7 +71,7 @@ class EagerGradient:
         advantages = batch.advantages
         if settings.normalize_advantages:
             advantages = normalize(advantages)
-        new = Evaluation(*self._policy.evaluate(batch.obs, batch.actions, **batch.context))  # type: ignore[operator]
+        new = self._evaluate(batch.obs, batch.actions, batch.context)
         loss = ppo_loss(
             new.log_probs,
             batch.log_probs,

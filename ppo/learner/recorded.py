@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ppo.learner.eager import EagerGradient, LossSettings
 from ppo.learner.flat_optimizer import FlatOptimizer
 from ppo.learner.numpy_loss import normalized, policy_loss, value_loss
-from ppo.policies.protocol import Evaluation
+from ppo.policies.protocol import Evaluation, Evaluator
 from ppo.recording import Fingerprint, Program, Tape, UnsupportedError
 from ppo.rollout import Batch
 from ppo.trees import leaves, map_tree
@@ -123,7 +123,7 @@ class _Recording:
         settings: LossSettings,
     ) -> None:
         self.replays = 0
-        self._policy = policy
+        self._evaluator = Evaluator(policy)
         self._obs, self._actions = map_tree(torch.clone, (batch.obs, batch.actions))
         self._context = map_tree(torch.clone, batch.context)
         self._inputs = leaves((self._obs, self._actions, self._context))
@@ -147,7 +147,7 @@ class _Recording:
         self._d_log_probs, self._d_entropy, self._d_values = (x.numpy() for x in self._slopes)
 
     def _evaluate(self) -> Evaluation:
-        return Evaluation(*self._policy.evaluate(self._obs, self._actions, **self._context))  # type: ignore[operator]
+        return self._evaluator(self._obs, self._actions, self._context)
 
     def _differentiate(self, new: Evaluation) -> Sequence[Tensor | None]:
         """Gradients of the outputs, weighted with the slopes of the loss."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ppo.distributions import Distribution
 from ppo.errors import SpaceError
+from ppo.frames import newest
 from ppo.policies.bodies import orthogonal_linear
 from ppo.policies.encoders import make_body
 from ppo.policies.heads import make_action_head
@@ -78,7 +79,7 @@ class ActorCritic(nn.Module):
         self._mask_in_obs = masks.lie_in(observation_space)
         hidden = (MASK_KEY,) if self._mask_in_obs else ()  # a mask is no feature
         unseen = (*hidden, *config.critic_only)
-        self.normalizer = make_normalizer(observation_space, config)
+        self.normalizer = make_normalizer(observation_space, config, skip=hidden)
         sizes = config.hidden_sizes
         critic_sizes = sizes if config.critic_hidden_sizes is None else config.critic_hidden_sizes
 
@@ -264,7 +265,7 @@ class ActorCritic(nn.Module):
     def update_normalizer(self, obs: Any) -> None:
         """Fold raw observations `[B, ...]` into the running moments, if there are any."""
         if isinstance(self.normalizer, ObservationNormalizer | TreeNormalizer):
-            self.normalizer.update(obs)
+            self.normalizer.update(map_tree(newest, obs))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by network: `actor` and `critic`, or `policy` where they share a body."""

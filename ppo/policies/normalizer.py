@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import gymnasium
@@ -118,12 +118,15 @@ class TreeNormalizer(nn.Module):
             normalizer.update(found[path])  # type: ignore[operator]
 
 
-def make_normalizer(space: gymnasium.Space[Any], config: PolicyConfig) -> nn.Module:
+def make_normalizer(
+    space: gymnasium.Space[Any], config: PolicyConfig, *, skip: Collection[str] = ()
+) -> nn.Module:
     """Build the normaliser of observations: of every Box that no image encoder is to see.
 
     Args:
         space: Of one observation, nested or not.
         config: Its `normalize_observations`, `observation_clip`, `encoders` and `frame_stack`.
+        skip: Paths of leaves that nothing is to see.
 
     Returns:
         A `TreeNormalizer` for nested observations, an `ObservationNormalizer` for a single Box,
@@ -134,6 +137,7 @@ def make_normalizer(space: gymnasium.Space[Any], config: PolicyConfig) -> nn.Mod
         path: ObservationNormalizer(leaf.shape, config.observation_clip, config.frame_stack)
         for path, leaf in leaves_with_paths(tree)
         if config.normalize_observations
+        and path not in skip
         and isinstance(leaf, spaces.Box)
         and encoder_kind(path, leaf, config.encoder(path)) != "cnn"
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -80,6 +80,31 @@ class Actor(Protocol):
 def takes(method: Callable[..., object], argument: str) -> bool:
     """True if a method has a parameter of that name."""
     return argument in inspect.signature(method).parameters
+
+
+class Evaluator:
+    """Evaluates rows by a policy, with what it takes besides observations and actions.
+
+    Args:
+        policy: As in `Policy`. Masks are kept from one whose `evaluate` has no `action_masks`: it
+            looks for them in the observation.
+    """
+
+    def __init__(self, policy: Any) -> None:
+        self._policy = policy
+        self._takes_masks = takes(policy.evaluate, "action_masks")
+
+    def __call__(self, obs: Any, actions: Any, context: Mapping[str, Any]) -> Evaluation:
+        """Log-probabilities, entropies and values `[B]`.
+
+        Args:
+            obs: Observations `[B, ...]`.
+            actions: Raw actions `[B, ...]`.
+            context: `Batch.context`.
+        """
+        if not self._takes_masks:
+            context = {name: value for name, value in context.items() if name != "action_masks"}
+        return Evaluation(*self._policy.evaluate(obs, actions, **context))
 
 
 def frozen_parameters(policy: nn.Module) -> list[str]:

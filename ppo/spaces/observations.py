@@ -49,8 +49,8 @@ class ObservationLayout:
 
     Example:
         >>> layout = ObservationLayout(spaces.Dict({"a": spaces.Discrete(3, start=1)}))
-        >>> layout.copy({"a": 2})
-        {'a': array(1)}
+        >>> int(layout.copy({"a": 2})["a"])
+        1
     """
 
     def __init__(self, space: Space) -> None:

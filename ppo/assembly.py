@@ -1,0 +1,73 @@
+"""What a configuration makes of the parts: a collector, and a batch to learn from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppo.advantages import gae, normalize
+from ppo.collector import RolloutCollector
+from ppo.config import PPOConfig
+from ppo.envs import EnvLike
+from ppo.policies.snapshot import acts_in_workers
+from ppo.rollout import Batch, Rollout
+
+__all__ = ["batch_with_advantages", "configured_collector", "configured_env"]
+
+
+def configured_env(env: EnvLike, config: PPOConfig) -> EnvLike:
+    """The configured environment where its id is given, with its arguments and wrappers."""
+    return config.env_factory() if isinstance(env, str) and env == config.env else env
+
+
+def configured_collector(
+    env: EnvLike,
+    config: PPOConfig,
+    policy: Any,
+    *,
+    seed: np.random.SeedSequence,
+    device: torch.device,
+) -> RolloutCollector:
+    """Open a collector as a configuration says.
+
+    Args:
+        env: As for `RolloutCollector`; the id in the config brings its arguments and wrappers.
+        config: How many environments and workers, and what to do about faults.
+        policy: What will act; None for the default one, still to be built.
+        seed: Seeds episodes and action noise.
+        device: Of the rollouts.
+    """
+    num_workers = config.num_workers
+    # Nobody misses an environment made from its id in this process; see docs/guide/workers.
+    shared = isinstance(env, str) and acts_in_workers(policy, config.policy)
+    return RolloutCollector(
+        configured_env(env, config),
+        num_envs=config.num_envs,
+        num_workers=0 if num_workers == "auto" and not shared else num_workers,
+        step_timeout=config.step_timeout,
+        on_fault=config.on_fault,
+        max_restarts=config.max_restarts,
+        seed=seed,
+        device=device,
+    )
+
+
+def batch_with_advantages(
+    rollout: Rollout, rewards: Tensor, config: PPOConfig
+) -> tuple[Batch, Tensor]:
+    """The rows of a rollout with advantages and returns, `[T, N]` -> `[B]`; and the returns."""
+    advantages, returns = gae(
+        rewards,
+        rollout.values,
+        rollout.next_values,
+        rollout.terminated,
+        rollout.truncated,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+    )
+    if config.normalize_advantages == "rollout":
+        advantages = normalize(advantages, rollout.valid)
+    return rollout.flatten(advantages=advantages, returns=returns), returns

@@ -1,0 +1,346 @@
+"""Gymnasium environments as the columns of a rollout, stepped one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from ppo.collector.buffers import Buffers
+from ppo.collector.columns import Final, Harvest, Restart, draw_seed, give_up_row
+from ppo.collector.replay import Bookmark, kind_of, return_to, snapshot_of, stream_at
+from ppo.envs import AnyEnv, Env, EnvFactory, is_parallel
+from ppo.errors import EnvError, PPOError, SpaceError
+from ppo.rollout import Episode
+from ppo.spaces import (
+    MASK_KEY,
+    ActionMasks,
+    ObservationLayout,
+    check_observation_space,
+    make_action_adapter,
+)
+from ppo.trees import map_tree
+
+__all__ = ["EnvColumns", "make_by"]
+
+MaskSource = Callable[[Any, dict[str, Any]], Any]
+"""From what an environment returned, observation and info, to a mask."""
+
+
+class EnvColumns:
+    """Gymnasium environments, one per column, stepped one after the other.
+
+    Every episode gets a seed of its own from its column's stream, so an episode depends on
+    (seed, column, number of the episode) and can be replayed from its seed and actions.
+
+    Args:
+        factories: One per column; each is called once, here, unless its environment is made.
+        seeds: One generator of episode seeds per column.
+        made: Environments of the first columns that are made already.
+        first: Index of the first column.
+        borrowed: The caller's own environment, used for column 0 and never closed.
+        max_restarts: How many times an environment that raised is made anew, over all columns;
+            after that, its error is raised.
+    """
+
+    def __init__(
+        self,
+        factories: Sequence[EnvFactory],
+        seeds: Sequence[np.random.Generator],
+        made: Sequence[Any] = (),
+        first: int = 0,
+        borrowed: Any = None,
+        max_restarts: int = 0,
+    ) -> None:
+        self.first = first
+        self.num_envs = len(factories)
+        self._factories = factories
+        self._seeds = list(seeds)
+        self._borrowed = borrowed
+        self._max_restarts = self._restarts_left = max_restarts
+        self._envs: list[Env] = list(made)
+        try:
+            for index in range(len(made), self.num_envs):
+                self._envs.append(_make_one(factories[index], first + index))
+        except BaseException:
+            self.close()
+            raise
+        self.observation_space = self._envs[0].observation_space
+        self.action_space = self._envs[0].action_space
+        for index, env in enumerate(self._envs):
+            if (env.observation_space, env.action_space) != (
+                self.observation_space,
+                self.action_space,
+            ):
+                self.close()
+                raise SpaceError(
+                    f"environment {first + index} has other spaces than environment {first}: "
+                    f"{env.observation_space}, {env.action_space} against "
+                    f"{self.observation_space}, {self.action_space}"
+                )
+        try:
+            make_action_adapter(self.action_space)
+            self._layout = ObservationLayout(check_observation_space(self.observation_space))
+        except SpaceError:
+            self.close()
+            raise
+        self._masks = ActionMasks(self.action_space)
+        self._mask_sources: list[MaskSource | None] = [None] * self.num_envs
+        self._new = set(range(self.num_envs))  # environments never reset so far
+        self._steps = [env.step for env in self._envs]
+        self._episode_seeds: list[int | None] = [None] * self.num_envs
+        self._returns = [0.0] * self.num_envs
+        self._lengths = [0] * self.num_envs
+        self._finals: list[Final] = []
+        self._episodes: list[tuple[int, Episode]] = []
+        self._restarts: list[Restart] = []
+
+    def attach(self, buffers: Buffers) -> None:
+        """Write into these arrays from now on."""
+        self._buffers = buffers
+        mine = slice(self.first, self.first + self.num_envs)
+        self._obs, self._actions = (
+            map_tree(lambda array: array[:, mine], tree) for tree in (buffers.obs, buffers.actions)
+        )
+        self._mask_rows = buffers.masks[:, mine]
+        self._rewards = buffers.rewards[:, mine]
+        self._terminated = buffers.terminated[:, mine]
+        self._truncated = buffers.truncated[:, mine]
+        self._progress = buffers.progress[mine]
+        self._started = buffers.started[mine]
+        self._shown_seeds = buffers.episode_seeds[mine]
+        for index, seed in enumerate(self._episode_seeds):
+            if seed is not None:
+                self._shown_seeds[index], self._started[index] = seed, -self._lengths[index]
+        self._adapter = make_action_adapter(self.action_space, squash=buffers.layout.squash)
+
+    def bookmarks(self) -> list[Bookmark]:
+        """The place of every column in its episode."""
+        return [
+            Bookmark(
+                kind_of(env),
+                self._seeds[index].bit_generator.state,
+                self._episode_seeds[index],
+                self._returns[index],
+                self._lengths[index],
+                None if self._episode_seeds[index] is None else snapshot_of(env),
+            )
+            for index, env in enumerate(self._envs)
+        ]
+
+    def restore(
+        self,
+        marks: Sequence[Bookmark],
+        actions: Sequence[Any],
+        digests: Sequence[str],
+        squash: bool,
+    ) -> list[bool]:
+        """Go to these places; says which columns got there."""
+        adapter = make_action_adapter(self.action_space, squash=squash)
+        for index, mark in enumerate(marks):
+            self._seeds[index] = stream_at(mark.seeds)
+            env, layout = self._envs[index], self._layout
+            info = return_to(env, mark, actions[index], adapter, layout, digests[index])
+            if info is not None:
+                self._mask_sources[index] = self._mask_source(env, info)
+                self._new.discard(index)
+                self._episode_seeds[index] = mark.seed
+                self._returns[index], self._lengths[index] = (
+                    mark.episode_return,
+                    mark.episode_length,
+                )
+        return [seed is not None for seed in self._episode_seeds]
+
+    def reset(self, row: int = 0) -> list[bool]:
+        """Start the first episodes with this row; says which columns give masks."""
+        for index, seed in enumerate(self._episode_seeds):
+            if seed is None:
+                self._reset(index, row)
+        return [source is not None for source in self._mask_sources]
+
+    def _reset(self, index: int, row: int) -> None:
+        """Begin an episode, whose first observation goes to this row."""
+        while True:
+            self._shown_seeds[index] = seed = draw_seed(self._seeds[index])
+            self._episode_seeds[index] = seed
+            self._returns[index], self._lengths[index] = 0.0, 0
+            self._started[index] = row + 1  # not before it is there
+            try:
+                obs, info = self._envs[index].reset(seed=seed)
+                if index in self._new:
+                    self._mask_sources[index] = self._mask_source(self._envs[index], info)
+                    self._new.discard(index)
+                self._write(index, row, obs, info)
+            except Exception as error:
+                self._replace(index, row, self._fault("reset", index, row - 1, error))
+            else:
+                self._started[index] = row
+                return
+
+    def _replace(self, index: int, row: int, fault: Exception) -> None:
+        """Make an environment that failed anew, or raise what it failed with."""
+        while True:
+            if self._restarts_left == 0:
+                if self._max_restarts == 0:
+                    raise fault
+                raise EnvError(
+                    f"max_restarts = {self._max_restarts} restarts are spent; the last fault: "
+                    f"{fault}"
+                ) from fault
+            self._restarts_left -= 1
+            self._restarts.append(Restart(max(row - 1, 0), self.first + index, str(fault)))
+            self._close(self._envs[index])
+            try:
+                env = _make_one(self._factories[index], self.first + index)
+            except PPOError as error:
+                fault = error
+                continue
+            if (env.observation_space, env.action_space) != (
+                self.observation_space,
+                self.action_space,
+            ):
+                self._close(env)
+                raise SpaceError(
+                    f"environment {self.first + index} was made anew with other spaces: "
+                    f"{env.observation_space}, {env.action_space}"
+                )
+            self._envs[index], self._steps[index] = env, env.step
+            self._new.add(index)
+            return
+
+    def _write(self, index: int, row: int, obs: Any, info: dict[str, Any]) -> None:
+        """Write down what the next action will be taken on."""
+        self._layout.write(self._obs, (row, index), obs)
+        source = self._mask_sources[index]
+        if source is not None:
+            self._mask_rows[row, index] = self._masks.read(source(obs, info))
+
+    def _mask_source(self, env: Env, info: dict[str, Any]) -> MaskSource | None:
+        """Where an environment says which actions are legal; None if nowhere."""
+        if not self._masks.size:
+            return None
+        if MASK_KEY in info:
+            return _mask_of_info
+        if env.has_wrapper_attr("action_masks"):
+            method = env.get_wrapper_attr("action_masks")
+            return lambda obs, info: method()
+        if self._masks.lie_in(self.observation_space):
+            return lambda obs, info: obs[MASK_KEY]
+        return None
+
+    def step(self, t: int) -> None:
+        """Take `actions[t]`; where an episode ends, keep its last observation and start anew."""
+        raw = map_tree(lambda array: array[t], self._actions)
+        actions = self._adapter.rows(self._adapter(raw))
+        rewards: list[float] = []
+        terminations: list[bool] = []
+        truncations: list[bool] = []
+        index = 0
+        columns = enumerate(self._steps)
+        while len(rewards) < self.num_envs:
+            try:
+                for index, step in columns:
+                    obs, reward, terminated, truncated, info = step(actions[index])
+                    rewards.append(float(reward))
+                    terminations.append(bool(terminated))
+                    truncations.append(bool(truncated))
+                    self._returns[index] += rewards[-1]
+                    self._lengths[index] += 1
+                    if terminated or truncated:
+                        # A copy: the environment may reuse its buffer in reset.
+                        last = self._layout.copy(obs)
+                        if not terminated:
+                            self._finals.append(Final(t, self.first + index, last))
+                        self._finish(index, t)
+                        self._reset(index, t + 1)
+                    else:
+                        self._write(index, t + 1, obs, info)
+                    self._progress[index] = t + 1
+            except EnvError:
+                raise
+            except Exception as error:
+                fault = self._fault("step", index, t, error, actions[index])
+                self._replace(index, t + 1, fault)
+                self._finals += give_up_row(self._buffers, t, self.first + index)
+                self._reset(index, t + 1)
+                self._progress[index] = t + 1
+                for answers in (rewards, terminations, truncations):
+                    answers[index:] = [False]
+        self._rewards[t] = rewards
+        self._terminated[t] = terminations
+        self._truncated[t] = truncations
+
+    def _finish(self, index: int, t: int) -> None:
+        episode = Episode(self._returns[index], self._lengths[index], self.first + index)
+        self._episodes.append((t, episode))
+
+    def harvest(self) -> Harvest:
+        """Hand over the final observations and finished episodes since the last call."""
+        # A row is given up a step after the one whose successor it holds.
+        self._finals.sort(key=lambda final: (final.step, final.env_index))
+        harvest = Harvest(self._finals, self._episodes, self._restarts)
+        self._finals, self._episodes, self._restarts = [], [], []
+        return harvest
+
+    def close(self) -> None:
+        """Close every environment but the caller's own; errors of one do not keep the others."""
+        for env in self._envs:
+            self._close(env)
+        self._envs = []
+
+    def _close(self, env: Env) -> None:
+        if env is not self._borrowed:
+            with contextlib.suppress(Exception):  # the environment is given up either way
+                env.close()
+
+    def _fault(
+        self, where: str, index: int, t: int, error: Exception, action: Any = None
+    ) -> EnvError:
+        step = "" if t < 0 else f", rollout step {t}"
+        taken = "" if action is None else f", action {action!r}"
+        fault = EnvError(
+            f"environment {self.first + index} raised {type(error).__name__} in {where}: {error} "
+            f"(episode seed {self._episode_seeds[index]}, episode step {self._lengths[index]}"
+            f"{step}{taken})\n\n{''.join(traceback.format_exception(error))}"
+        )
+        fault.__cause__ = error
+        return fault
+
+
+def make_by(factory: EnvFactory, index: int) -> AnyEnv:
+    """Call a factory; what it raises and what it returns otherwise is said with its index."""
+    try:
+        env = factory()
+    except PPOError:
+        raise
+    except Exception as error:
+        raise EnvError(
+            f"the factory of environment {index} raised {type(error).__name__}: {error}\n\n"
+            f"{traceback.format_exc()}"
+        ) from error
+    if not isinstance(env, gymnasium.Env) and not is_parallel(env):
+        raise TypeError(
+            f"the factory of environment {index} must return a gymnasium.Env, "
+            f"got {type(env).__name__}"
+        )
+    return env
+
+
+def _make_one(factory: EnvFactory, index: int) -> Env:
+    env: Env = make_by(factory, index)
+    if is_parallel(env):
+        raise TypeError(
+            f"environment {index} has several agents, but the first one has a single one; collect "
+            "them one kind at a time"
+        )
+    return env
+
+
+def _mask_of_info(obs: Any, info: dict[str, Any]) -> Any:
+    if MASK_KEY not in info:
+        raise ValueError(f"info has no {MASK_KEY!r}, but it had one before; give one in each step")
+    return info[MASK_KEY]
