@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,5 +79,5 @@ def _flat_masks(
         given = [given]
     elif isinstance(given, Mapping):  # arrays of rows, as vector environments give them
         count = len(leaves(batch)[0])
-        given = [map_tree(lambda rows: rows[index], given) for index in range(count)]
+        given = [map_tree(operator.itemgetter(index), given) for index in range(count)]
     return np.stack([reader.read(mask) for mask in given])

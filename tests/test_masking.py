@@ -11,8 +11,19 @@ from environments import VECTOR
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from known_policies import CountPolicy
+from torch import nn
 
-from ppo import PolicyConfig, PPOAgent, PPOConfig, RolloutCollector, evaluate, make_policy
+from ppo import (
+    Categorical,
+    Evaluation,
+    PolicyConfig,
+    PPOAgent,
+    PPOConfig,
+    RolloutCollector,
+    evaluate,
+    make_policy,
+)
+from ppo.acting import act
 from ppo.errors import EnvError, SpaceError
 from ppo.trees import leaves
 
