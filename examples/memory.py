@@ -7,6 +7,7 @@ does. `memory="lstm"` puts a recurrent core behind each body; nothing else chang
 """
 
 import argparse
+import dataclasses
 import functools
 
 import gymnasium
@@ -37,7 +38,8 @@ TASKS = {
             num_steps=128,
             minibatch_size=256,
             learning_rate={"linear": [1e-3, 0]},
-            gamma=0.95,
+            gamma=0.9,
+            policy=PolicyConfig(memory_steps=32),
         ),
     ),
     "MountainCarContinuous-v0": (
@@ -78,7 +80,8 @@ args = parser.parse_args()
 kept, steps, config = TASKS[args.env]
 log_std = 1.0 if args.env.startswith("Mountain") else 0.0
 memory = None if args.memory == "none" else args.memory
-config = config.replace(policy=PolicyConfig(memory=memory, log_std_init=log_std))
+policy = dataclasses.replace(config.policy, memory=memory, log_std_init=log_std)
+config = config.replace(policy=policy)
 env = functools.partial(make, args.env, kept)
 agent = PPOAgent(config=config, seed=args.seed).learn(env, args.steps or steps)
 print(f"{args.env} without velocities:", agent.evaluate(env, args.episodes))

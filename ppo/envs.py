@@ -93,7 +93,8 @@ def is_parallel(env: object) -> bool:
     By its methods: those of a parallel environment of PettingZoo (Terry et al. 2021).
     """
     return (
-        hasattr(env, "possible_agents")
+        not isinstance(env, type)  # a class makes such an environment
+        and hasattr(env, "possible_agents")
         and callable(getattr(env, "observation_space", None))
         and callable(getattr(env, "action_space", None))
     )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from collecting import assert_counts, assert_identical, collect
+from environments import CountingEnv
 from gymnasium import spaces
 from known_policies import CountPolicy
 from parallel_environments import CountingAgents
@@ -92,6 +93,21 @@ def test_an_environment_of_the_callers_is_collected_alone_and_not_closed():
         collector.collect(CountPolicy(), 4)
     assert env.closed == 0
     assert len(evaluate(CountPolicy(), env, episodes=3, num_envs=1).episode_returns) == 3
+
+
+def test_a_class_is_a_factory_also_if_it_names_its_agents():
+    class Pair(CountingAgents):
+        possible_agents = ("agent_0", "agent_1")
+
+    (rollout,) = collect(Pair, [3], CountPolicy(), num_envs=2)
+    assert rollout.rewards.shape == (3, 4)
+
+
+@pytest.mark.parametrize("kinds", [(CountingThree, CountingEnv), (CountingEnv, CountingThree)])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_environments_of_one_agent_and_of_several_are_not_mixed(kinds, num_workers):
+    with pytest.raises((TypeError, SpaceError), match=r"one kind at a time|has other spaces"):
+        RolloutCollector(list(kinds), num_workers=num_workers)
 
 
 def test_agents_with_other_spaces_are_refused_by_name():

@@ -15,6 +15,7 @@ ARGUMENTS = {
     # Long enough for an episode to end: only then is there a best policy.
     "continuous_control": ["--steps", "4096", "--episodes", "2"],
     "memory": SMALL,
+    "multi_agent": SMALL,
     "pixels": SMALL,
     "soak": ["--minutes", "0.05", "--every", "1", "--episodes", "2"],
     "run_ppo": ["small.yaml", "num_epochs=1", "--episodes", "2", "--play"],
