@@ -64,7 +64,7 @@ def test_every_command_is_one_the_command_line_knows():
     typed = [line.partition("#")[0].split() for line in lines]
     commands = [words[1:] for words in typed if words[:1] == ["ppo"]]
     known = {parse_arguments(words).command for words in commands}
-    assert known == {"train", "resume", "evaluate", "play", "plot", "check", "configs"}
+    assert known == {"train", "resume", "evaluate", "play", "export", "plot", "check", "configs"}
 
 
 def test_every_link_leads_to_a_file():
