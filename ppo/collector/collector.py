@@ -196,7 +196,9 @@ class RolloutCollector:
                     f"max_restarts = {self._max_restarts} restarts are spent; the last fault: "
                     f"{restart.fault}"
                 )
-            warnings.warn(f"restarted: {restart.fault}", RuntimeWarning, stacklevel=4)
+            # Each is shown, and none kept: a registry of all their texts would grow for ever.
+            text = f"restarted: {restart.fault}"
+            warnings.warn_explicit(text, RuntimeWarning, __file__, 1, __name__, registry={})
 
     @contextmanager
     def _closing_on_failure(self) -> Iterator[None]:
