@@ -73,8 +73,8 @@ class RecordedGradient:
         """Write the gradient of one minibatch; returns the `METRICS`."""
         if not self._repeatable or len(batch) > _MOST_ROWS or batch.sequences is not None:
             return self._by_autograd(batch, settings)
-        kinds = [(tensor.shape, tensor.dtype) for tensor in _inputs(batch)]
-        key = (*kinds, settings.entropy_coef != 0.0)
+        inputs = leaves((batch.obs, batch.actions, batch.context))
+        key = (*((x.shape, x.dtype) for x in inputs), settings.entropy_coef != 0.0)
         if key not in self._recordings:
             metrics = self._by_autograd(batch, settings)
             if not self._record(key, batch, settings):
@@ -82,7 +82,7 @@ class RecordedGradient:
                 self._repeatable = False
                 return metrics
         recording = self._recordings[key]
-        metrics = recording.replay(batch, settings)
+        metrics = recording.replay(inputs, batch, settings)
         new = recording.replays <= 2
         due = new or recording.replays % _REPLAYS_PER_COMPARISON == 0
         if due and not recording.agrees():
@@ -126,9 +126,9 @@ class _Recording:
         self._policy = policy
         self._obs, self._actions = map_tree(torch.clone, (batch.obs, batch.actions))
         self._context = map_tree(torch.clone, batch.context)
-        self._inputs = leaves((self._obs, self._actions, self._context))
+        inputs = leaves((self._obs, self._actions, self._context))
         self._trained = [p for p in policy.parameters() if p.requires_grad]
-        tape = Tape([*known, *self._inputs])
+        tape = Tape([*known, *inputs])
         with torch.enable_grad():
             with tape.record():
                 new = self._evaluate()
@@ -142,7 +142,7 @@ class _Recording:
             with tape.record():
                 gradients = self._differentiate(new)
         self._forward, self._backward, self._copies = _programs(tape, self._trained, gradients)
-        self._arrays = [tensor.numpy() for tensor in self._inputs]
+        self._arrays = [tensor.numpy() for tensor in inputs]
         self._log_probs, self._entropy, self._values = (x.detach().numpy() for x in new)
         self._d_log_probs, self._d_entropy, self._d_values = (x.numpy() for x in self._slopes)
 
@@ -180,10 +180,12 @@ class _Recording:
                 return False
         return True
 
-    def replay(self, batch: Batch, settings: LossSettings) -> list[float]:
-        """Write the gradient of a minibatch; returns the `METRICS`."""
+    def replay(
+        self, inputs: Sequence[Tensor], batch: Batch, settings: LossSettings
+    ) -> list[float]:
+        """Write the gradient of a minibatch with these inputs; returns the `METRICS`."""
         self.replays += 1
-        for ours, theirs in zip(self._arrays, _inputs(batch), strict=True):
+        for ours, theirs in zip(self._arrays, inputs, strict=True):
             np.copyto(ours, theirs.numpy())
         self._forward()
         advantages = batch.advantages.numpy()
@@ -203,11 +205,6 @@ class _Recording:
         for gradient, found in self._copies:
             np.copyto(gradient, found)
         return [loss, error, entropy, kl, clip_fraction]
-
-
-def _inputs(batch: Batch) -> list[Tensor]:
-    """What a policy is evaluated on."""
-    return leaves((batch.obs, batch.actions, batch.context))
 
 
 def _is_column(output: object, rows: int) -> bool:
