@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections import deque
@@ -152,12 +153,15 @@ class PPOAgent:
         if not steps >= 1:  # NaN too
             raise ValueError(f"steps must be at least 1, got {steps}")
         goal = self.steps + steps
-        with self._collector(env) as collector, progress_bar(self.steps, goal, progress) as bar:
+        with contextlib.ExitStack() as stack:
+            collector = stack.enter_context(self._collector(env))
+            bar = stack.enter_context(progress_bar(self.steps, goal, progress))
             self._build(collector.observation_space, collector.action_space)
             self.goal = goal
             self._learn_calls += 1
             if self._reward_scaler is not None:
                 self._reward_scaler.reset(collector.num_envs)
+            stack.enter_context(self._learner.helped(self._num_workers(env) == "auto"))
             while self.steps < goal:
                 start = time.perf_counter()
                 rollout = collector.collect(self.policy, self.config.num_steps)
