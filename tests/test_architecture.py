@@ -14,7 +14,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # From the bottom up. A module may import from its own floor and from those below it.
 FLOORS = [
-    {"_version", "errors", "_checks", "_masks", "_reductions", "_scan", "trees"},
+    {"_version", "errors", "_checks", "_masks", "_reductions", "_scan", "_threads", "trees"},
     {"advantages", "losses", "diagnostics", "distributions", "statistics", "schedules"},
     {
         "frames",

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppo._threads import threads
 from ppo.errors import ConfigError, NonFiniteError
 from ppo.learner.adaptive_rate import MAX_SCALE, MIN_SCALE, adapted_scale
 from ppo.learner.critic_process import CriticProcess
@@ -163,7 +164,7 @@ class Learner:
         batches = self._batches(batch, refreshed)
         undo = _Undo(self._policy, self._optimizer)
         # What overflows is found by its metric; NumPy need not warn of it as well.
-        with _threads(self._gradient.num_threads), np.errstate(all="ignore"):
+        with threads(self._gradient.num_threads), np.errstate(all="ignore"):
             if refreshed is None and (found := self._by_two(batch, generator, loss, rates, undo)):
                 return found | {"learning_rate": scale * learning_rate}
             start = time.perf_counter()
@@ -296,17 +297,6 @@ def _fastest_gradient(policy: nn.Module, optimizer: FlatOptimizer) -> Gradient:
     if RecordedGradient.supports(optimizer):
         return RecordedGradient(policy, optimizer)
     return EagerGradient(policy, optimizer)
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Let torch use this many threads inside one operation; None leaves it as it is."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Undo:
