@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import time
 from collections import deque
@@ -137,7 +136,8 @@ class PPOAgent:
         Args:
             env: As for `RolloutCollector`; the id in the config brings the config's arguments
                 and wrappers. With `num_workers="auto"` an environment given by its id is stepped
-                in one process per processor, if the policy can act there; any other in this one.
+                in one process per processor, if the policy can act there, and the critic may be
+                trained in another; any other is stepped in this one.
             steps: Transitions over all environments, at least 1; rounded up to whole rollouts.
             callback: Called with a `Report` after each update; returning False stops.
             progress: Show a progress bar; None shows one on a terminal.
@@ -153,27 +153,25 @@ class PPOAgent:
         if not steps >= 1:  # NaN too
             raise ValueError(f"steps must be at least 1, got {steps}")
         goal = self.steps + steps
-        with contextlib.ExitStack() as stack:
-            collector = stack.enter_context(self._collector(env))
-            bar = stack.enter_context(progress_bar(self.steps, goal, progress))
+        with self._collector(env) as collector, progress_bar(self.steps, goal, progress) as bar:
             self._build(collector.observation_space, collector.action_space)
             self.goal = goal
             self._learn_calls += 1
             if self._reward_scaler is not None:
                 self._reward_scaler.reset(collector.num_envs)
-            stack.enter_context(self._learner.helped(self._num_workers(env) == "auto"))
-            while self.steps < goal:
-                start = time.perf_counter()
-                rollout = collector.collect(self.policy, self.config.num_steps)
-                metrics = self.update(rollout)
-                seconds = time.perf_counter() - start
-                metrics["steps_per_second"] = rollout.num_transitions / seconds
-                report = self._report(rollout, metrics)
-                bar(report)
-                if self._logger is not None:
-                    self._logger(report)
-                if callback is not None and asks_to_stop(callback(report)):
-                    break
+            with self._learner.helped(self._num_workers(env) == "auto"):
+                while self.steps < goal:
+                    start = time.perf_counter()
+                    rollout = collector.collect(self.policy, self.config.num_steps)
+                    metrics = self.update(rollout)
+                    seconds = time.perf_counter() - start
+                    metrics["steps_per_second"] = rollout.num_transitions / seconds
+                    report = self._report(rollout, metrics)
+                    bar(report)
+                    if self._logger is not None:
+                        self._logger(report)
+                    if callback is not None and asks_to_stop(callback(report)):
+                        break
         return self
 
     def _num_workers(self, env: EnvLike) -> int | Literal["auto"]:

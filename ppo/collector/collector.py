@@ -270,15 +270,18 @@ class RolloutCollector:
         self._backend.begin(num_steps)
         obs, actions = leaves(buffers.obs), leaves(buffers.actions)
         for t in range(num_steps):
-            raw.memories.append(calls.state.memory.copy())
+            if calls.remembers:
+                raw.memories.append(calls.state.memory.copy())
             noise = buffers.noise[t] if calls.takes_noise else None
             mask = buffers.masks[t] if masked else None
             chosen = calls.act(rebuild(buffers.obs, [rows[t] for rows in obs]), noise, mask)
             for rows, action in zip(actions, leaves(chosen), strict=True):
                 rows[t] = action
             self._backend.step(t)
-            raw.memories_after.append(calls.state.memory.copy())
-            calls.ended(buffers.ended(t))
+            if calls.remembers:
+                raw.memories_after.append(calls.state.memory.copy())
+            if calls.remembers or calls.frame_stack > 1:
+                calls.ended(buffers.ended(t))
         raw.memories.append(calls.state.memory.copy())
         raw.harvest = self._backend.harvest()
 

@@ -71,7 +71,7 @@ class CriticProcess:
         self._gradient, self._optimizer, self._settings = gradient, optimizer, settings
         self._sides = sides
         self._fingerprint = gradient.fingerprint
-        self._rows = Batch(**{k: _shared(tree) for k, tree in _critics_fields(batch).items()})
+        self._rows = Batch(**map_tree(in_shared_memory, _critics_fields(batch)))
         self._others = gradient.untrained
         self._copies = [in_shared_memory(tensor) for tensor in self._others]
         context = multiprocessing.get_context("fork")
@@ -123,11 +123,9 @@ class CriticProcess:
 
     def fits(self, gradient: object, batch: Batch) -> bool:
         """True if the child still knows the policy, and this batch has its place."""
-        if gradient is not self._gradient or self._gradient.fingerprint is not self._fingerprint:
-            return False
-        return batch.sequences is None and _kinds(_critics_fields(batch)) == _kinds(
-            self._rows.fields
-        )
+        same = gradient is self._gradient and self._gradient.fingerprint is self._fingerprint
+        kinds = [_kinds(fields) for fields in (_critics_fields(batch), self._rows.fields)]
+        return same and batch.sequences is None and kinds[0] == kinds[1]
 
     def improve(
         self,
@@ -234,10 +232,6 @@ def _critics_fields(batch: Batch) -> dict[str, Any]:
 
 def _num_steps(batch: Batch, settings: LearnerSettings) -> int:
     return settings.num_epochs * math.ceil(len(batch) / settings.minibatch_size)
-
-
-def _shared(tree: Any) -> Any:
-    return map_tree(in_shared_memory, tree)
 
 
 def _kinds(fields: dict[str, Any]) -> list[object]:
