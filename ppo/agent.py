@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
+from ppo import assembly
 from ppo.acting import act
-from ppo.assembly import batch_with_advantages, configured_collector, configured_env
 from ppo.collector import CollectorState, RolloutCollector
 from ppo.config import PPOConfig
 from ppo.diagnostics import explained_variance
@@ -138,7 +138,8 @@ class PPOAgent:
         Args:
             env: As for `RolloutCollector`; the id in the config brings the config's arguments
                 and wrappers. With `num_workers="auto"` an environment given by its id is stepped
-                in one process per processor, if the policy can act there; any other in this one.
+                in one process per processor, if the policy can act there, and the critic may be
+                trained in another; any other is stepped in this one.
             steps: Transitions over all environments, at least 1; rounded up to whole rollouts.
             callback: Called with a `Report` after each update; returning False stops.
             progress: Show a progress bar; None shows one on a terminal.
@@ -155,7 +156,7 @@ class PPOAgent:
             raise ValueError(f"steps must be at least 1, got {steps}")
         goal = self.steps + steps
         with (
-            configured_collector(
+            assembly.configured_collector(
                 env,
                 self.config,
                 self.policy,
@@ -166,22 +167,24 @@ class PPOAgent:
             self._noting_episodes(),
         ):
             self._begin(collector, goal)
-            while self.steps < goal:
-                start = time.perf_counter()
-                self._between_rollouts = None
-                rollout = collector.collect(self.policy, self.config.num_steps)
-                metrics = self.update(rollout)
-                self._between_rollouts = collector
-                seconds = time.perf_counter() - start
-                metrics["steps_per_second"] = rollout.num_transitions / seconds
-                if self.config.on_fault == "restart":
-                    metrics["restarts"] = collector.restarts
-                report = self._report(rollout, metrics)
-                bar(report)
-                if self._logger is not None:
-                    self._logger(report)
-                if callback is not None and asks_to_stop(callback(report)):
-                    break
+            workers = assembly.chosen_workers(env, self.config, self.policy)
+            with self._learner.helped(workers == "auto"):
+                while self.steps < goal:
+                    start = time.perf_counter()
+                    self._between_rollouts = None
+                    rollout = collector.collect(self.policy, self.config.num_steps)
+                    metrics = self.update(rollout)
+                    self._between_rollouts = collector
+                    seconds = time.perf_counter() - start
+                    metrics["steps_per_second"] = rollout.num_transitions / seconds
+                    if self.config.on_fault == "restart":
+                        metrics["restarts"] = collector.restarts
+                    report = self._report(rollout, metrics)
+                    bar(report)
+                    if self._logger is not None:
+                        self._logger(report)
+                    if callback is not None and asks_to_stop(callback(report)):
+                        break
         return self
 
     def _begin(self, collector: RolloutCollector, goal: int) -> None:
@@ -253,11 +256,11 @@ class PPOAgent:
             if scaler.num_envs != rewards.shape[1]:  # other environments: their returns start anew
                 scaler.reset(rewards.shape[1])
             rewards = scaler(rewards, rollout.terminated, rollout.truncated, rollout.valid)
-        batch, returns = batch_with_advantages(rollout, rewards, config)
+        batch, returns = assembly.batch_with_advantages(rollout, rewards, config)
         explained = explained_variance(rollout.values, returns, rollout.valid)
 
         def refreshed() -> Batch:
-            return batch_with_advantages(revalue(self.policy, rollout), rewards, config)[0]
+            return assembly.batch_with_advantages(revalue(self.policy, rollout), rewards, config)[0]
 
         progress = min(self.steps / self.goal, 1.0) if self.goal else 0.0
         self._frozen = frozen_parameters(self.policy)
@@ -328,7 +331,7 @@ class PPOAgent:
         """
         if self.policy is None:
             raise PPOError("evaluate needs a policy: call learn or load first")
-        source = configured_env(env, self.config)
+        source = assembly.configured_env(env, self.config)
         root = np.random.SeedSequence(self.seed, spawn_key=(4, seed))
         return evaluate(self.policy, source, episodes, deterministic=deterministic, seed=root)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,12 +15,24 @@ from ppo.envs import EnvLike
 from ppo.policies.snapshot import acts_in_workers
 from ppo.rollout import Batch, Rollout
 
-__all__ = ["batch_with_advantages", "configured_collector", "configured_env"]
+__all__ = [
+    "batch_with_advantages",
+    "chosen_workers",
+    "configured_collector",
+    "configured_env",
+]
 
 
 def configured_env(env: EnvLike, config: PPOConfig) -> EnvLike:
     """The configured environment where its id is given, with its arguments and wrappers."""
     return config.env_factory() if isinstance(env, str) and env == config.env else env
+
+
+def chosen_workers(env: EnvLike, config: PPOConfig, policy: Any) -> int | Literal["auto"]:
+    """The configured number of workers; `"auto"` only where it pays for the environment."""
+    # Nobody misses an environment made from its id in this process; see docs/guide/workers.
+    shared = isinstance(env, str) and acts_in_workers(policy, config.policy)
+    return 0 if config.num_workers == "auto" and not shared else config.num_workers
 
 
 def configured_collector(
@@ -40,13 +52,10 @@ def configured_collector(
         seed: Seeds episodes and action noise.
         device: Of the rollouts.
     """
-    num_workers = config.num_workers
-    # Nobody misses an environment made from its id in this process; see docs/guide/workers.
-    shared = isinstance(env, str) and acts_in_workers(policy, config.policy)
     return RolloutCollector(
         configured_env(env, config),
         num_envs=config.num_envs,
-        num_workers=0 if num_workers == "auto" and not shared else num_workers,
+        num_workers=chosen_workers(env, config, policy),
         step_timeout=config.step_timeout,
         on_fault=config.on_fault,
         max_restarts=config.max_restarts,

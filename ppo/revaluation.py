@@ -7,8 +7,9 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ppo._threads import threads
 from ppo.policies.protocol import Evaluator
 from ppo.rollout import Batch, Rollout
 from ppo.trees import leaves
@@ -16,6 +17,8 @@ from ppo.trees import leaves
 __all__ = ["evaluate_rollout", "revalue"]
 
 _NUMBERS_AT_ONCE = 2**23  # of observations; what is inside of a policy may be many times as much
+_SMALL = 2**16  # numbers of a parameter
+_FEW = 2**18  # numbers of all observations
 
 
 @torch.no_grad()
@@ -31,13 +34,14 @@ def evaluate_rollout(policy: Any, rollout: Rollout) -> Rollout:
     """
     batch = rollout.flatten()
     evaluate = Evaluator(policy)
-    parts = [
-        evaluate(part.obs, part.actions, part.context)
-        for part in batch.parts(_rows_at_once(batch.obs))
-    ]
-    log_probs, values = (_joined([part[index] for part in parts], rollout) for index in (0, 2))
-    log_probs, values = rollout.unflatten(log_probs), rollout.unflatten(values)
-    next_values = _next_values(policy, rollout, values)
+    with threads(1 if _is_small(policy, batch) else None):
+        parts = [
+            evaluate(part.obs, part.actions, part.context)
+            for part in batch.parts(_rows_at_once(batch.obs))
+        ]
+        log_probs, values = (_joined([part[index] for part in parts], rollout) for index in (0, 2))
+        log_probs, values = rollout.unflatten(log_probs), rollout.unflatten(values)
+        next_values = _next_values(policy, rollout, values)
     return dataclasses.replace(rollout, log_probs=log_probs, values=values, next_values=next_values)
 
 
@@ -88,11 +92,23 @@ def _next_values(policy: Any, rollout: Rollout, values: Tensor) -> Tensor:
     return next_values
 
 
+def _is_small(policy: Any, batch: Batch) -> bool:
+    """True where torch's threads would wait for one another more than they work."""
+    return (
+        isinstance(policy, nn.Module)
+        and all(p.device.type == "cpu" and p.numel() <= _SMALL for p in policy.parameters())
+        and len(batch) * _numbers_per_row(batch.obs) <= _FEW
+    )
+
+
 def _joined(parts: list[Tensor], rollout: Rollout) -> Tensor:
     """Rows `[B]` in float32; none at all are none."""
     return torch.cat(parts).float() if parts else rollout.rewards.new_zeros(0)
 
 
 def _rows_at_once(obs: Any) -> int:
-    numbers: int = sum(math.prod(leaf.shape[1:]) for leaf in leaves(obs))
-    return max(1, _NUMBERS_AT_ONCE // max(1, numbers))
+    return max(1, _NUMBERS_AT_ONCE // max(1, _numbers_per_row(obs)))
+
+
+def _numbers_per_row(obs: Any) -> int:
+    return sum(math.prod(leaf.shape[1:]) for leaf in leaves(obs))

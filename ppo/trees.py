@@ -50,7 +50,11 @@ def leaves_with_paths(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def leaves(tree: Any) -> list[Any]:
     """All leaves, in order."""
-    return [leaf for _, leaf in leaves_with_paths(tree)]
+    if isinstance(tree, tuple):
+        return [leaf for item in tree for leaf in leaves(item)]
+    if isinstance(tree, Mapping):
+        return [leaf for item in tree.values() for leaf in leaves(item)]
+    return [tree]
 
 
 def rebuild(tree: Any, values: Sequence[Any]) -> Any:

@@ -22,6 +22,7 @@ FLOORS = [
         "_masks",
         "_reductions",
         "_scan",
+        "_threads",
         "packing",
         "trees",
     },

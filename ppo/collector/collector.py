@@ -196,8 +196,7 @@ class RolloutCollector:
                     f"max_restarts = {self._max_restarts} restarts are spent; the last fault: "
                     f"{restart.fault}"
                 )
-            # Each is shown, and none kept: a registry of all their texts would grow for ever.
-            text = f"restarted: {restart.fault}"
+            text = f"restarted: {restart.fault}"  # shown and not kept: a registry would grow
             warnings.warn_explicit(text, RuntimeWarning, __file__, 1, __name__, registry={})
 
     @contextmanager
@@ -373,15 +372,18 @@ class RolloutCollector:
         self._backend.begin(num_steps)
         obs, actions = leaves(buffers.obs), leaves(buffers.actions)
         for t in range(num_steps):
-            raw.memories.append(calls.state.memory.copy())
+            if calls.remembers:
+                raw.memories.append(calls.state.memory.copy())
             noise = buffers.noise[t] if calls.takes_noise else None
             mask = buffers.masks[t] if masked else None
             chosen = calls.act(rebuild(buffers.obs, [rows[t] for rows in obs]), noise, mask)
             for rows, action in zip(actions, leaves(chosen), strict=True):
                 rows[t] = action
             self._backend.step(t)
-            raw.memories_after.append(calls.state.memory.copy())
-            calls.ended(buffers.ended(t))
+            if calls.remembers:
+                raw.memories_after.append(calls.state.memory.copy())
+            if calls.remembers or calls.frame_stack > 1:
+                calls.ended(buffers.ended(t))
         raw.memories.append(calls.state.memory.copy())
         raw.harvest = self._backend.harvest()
 

@@ -215,6 +215,9 @@ class EnvColumns:
     def _write(self, index: int, row: int, obs: Any, info: dict[str, Any]) -> None:
         """Write down what the next action will be taken on."""
         self._layout.write(self._obs, (row, index), obs)
+        self._write_mask(index, row, obs, info)
+
+    def _write_mask(self, index: int, row: int, obs: Any, info: dict[str, Any]) -> None:
         source = self._mask_sources[index]
         if source is not None:
             self._mask_rows[row, index] = self._masks.read(source(obs, info))
@@ -236,6 +239,8 @@ class EnvColumns:
         """Take `actions[t]`; where an episode ends, keep its last observation and start anew."""
         raw = map_tree(lambda array: array[t], self._actions)
         actions = self._adapter.rows(self._adapter(raw))
+        obs_rows = map_tree(lambda array: array[t + 1], self._obs)
+        write, sources = self._layout.write, self._mask_sources
         rewards: list[float] = []
         terminations: list[bool] = []
         truncations: list[bool] = []
@@ -245,10 +250,11 @@ class EnvColumns:
             try:
                 for index, step in columns:
                     obs, reward, terminated, truncated, info = step(actions[index])
-                    rewards.append(float(reward))
+                    reward = float(reward)
+                    rewards.append(reward)
                     terminations.append(bool(terminated))
                     truncations.append(bool(truncated))
-                    self._returns[index] += rewards[-1]
+                    self._returns[index] += reward
                     self._lengths[index] += 1
                     if terminated or truncated:
                         # A copy: the environment may reuse its buffer in reset.
@@ -258,7 +264,9 @@ class EnvColumns:
                         self._finish(index, t)
                         self._reset(index, t + 1)
                     else:
-                        self._write(index, t + 1, obs, info)
+                        write(obs_rows, index, obs)
+                        if sources[index] is not None:
+                            self._write_mask(index, t + 1, obs, info)
                     self._progress[index] = t + 1
             except EnvError:
                 raise

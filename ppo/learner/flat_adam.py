@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ppo.learner.flat_optimizer import FlatOptimizer, copy_state
+from ppo.learner.flat_optimizer import FlatOptimizer, copy_state, in_shared_memory
 
 __all__ = ["FlatAdam"]
 
@@ -24,6 +24,7 @@ class FlatAdam(FlatOptimizer):
         eps: Floor of the denominator.
         weight_decay: λ of the decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2):
             every step first takes a share `learning rate * λ` from every parameter.
+        shared: Keep parameters and moments where forked processes see each other's changes.
     """
 
     def __init__(
@@ -31,8 +32,10 @@ class FlatAdam(FlatOptimizer):
         groups: Mapping[str, Sequence[nn.Parameter]],
         eps: float,
         weight_decay: float = 0.0,
+        *,
+        shared: bool = False,
     ) -> None:
-        super().__init__(groups)
+        super().__init__(groups, shared=shared)
         self._update: Callable[..., None] = functools.partial(
             torch._fused_adamw_ if weight_decay else torch._fused_adam_,
             beta1=_BETAS[0],
@@ -44,24 +47,54 @@ class FlatAdam(FlatOptimizer):
         )
         exp_avg = [torch.zeros_like(vector) for vector in self._vectors]
         exp_avg_sq = [torch.zeros_like(vector) for vector in self._vectors]
+        if shared:
+            exp_avg, exp_avg_sq = (
+                [in_shared_memory(vector) for vector in moments]
+                for moments in (exp_avg, exp_avg_sq)
+            )
         self._exp_avg, self._exp_avg_sq = self._parts_of(exp_avg), self._parts_of(exp_avg_sq)
         # Counted once for all: they take every step together.
         self._step_count = torch.zeros((), dtype=torch.float32, device=self.parameters[0].device)
-        steps = [self._step_count] * len(self._vectors)
-        self._whole = [self._vectors, self._gradient_vectors, exp_avg, exp_avg_sq, [], steps]
         parts = zip(self.parameters, self.gradients, self._exp_avg, self._exp_avg_sq, strict=True)
         self._by_network = [[*([x] for x in part), [], [self._step_count]] for part in parts]
+        self._whole = _joined(self._by_network)
 
     def _descend(self, learning_rate: float | list[float]) -> None:
-        if self._on_cpu:
-            self._step_count.numpy()[...] += 1.0
-        else:
-            self._step_count.add_(1.0)
+        self._count()
         if not isinstance(learning_rate, list):
             self._update(*self._whole, lr=learning_rate)
             return
         for lists, rate in zip(self._by_network, learning_rate, strict=True):
             self._update(*lists, lr=rate)
+
+    def _count(self) -> None:
+        if self._on_cpu:
+            self._step_count.numpy()[...] += 1.0
+        else:
+            self._step_count.add_(1.0)
+
+    @property
+    def step_count(self) -> float:
+        """Steps taken so far."""
+        return float(self._step_count)
+
+    @step_count.setter
+    def step_count(self, steps: float) -> None:
+        self._step_count.fill_(steps)
+
+    def step_some(
+        self, networks: Sequence[int], learning_rate: float | list[float], max_grad_norm: float
+    ) -> list[float]:
+        """As `step` on the CPU, for some of the networks, in ascending order; returns their norms.
+
+        Another process takes the step for the others, and every network changes as by `step`.
+        """
+        norms = self._clip([self.gradients[index] for index in networks], max_grad_norm)
+        self._count()
+        for index in networks:
+            rate = learning_rate[index] if isinstance(learning_rate, list) else learning_rate
+            self._update(*self._by_network[index], lr=rate)
+        return norms
 
     def take_over(self, other: Self) -> None:
         """Continue with another optimizer's moments where a parameter is its too."""
@@ -94,3 +127,8 @@ class FlatAdam(FlatOptimizer):
             for kind, tensors in kinds.items()
             for index, name in enumerate(self.names)
         }
+
+
+def _joined(calls: Sequence[Sequence[list[Tensor]]]) -> list[list[Tensor]]:
+    """The arguments of several calls as those of one, which treats each network by itself."""
+    return [[tensor for part in parts for tensor in part] for parts in zip(*calls, strict=True)]

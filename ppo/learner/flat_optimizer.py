@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import math
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-__all__ = ["FlatOptimizer"]
+__all__ = ["FlatOptimizer", "in_shared_memory"]
 
 _ONE_THREAD = 8192  # numbers
 
@@ -32,6 +33,7 @@ class FlatOptimizer(abc.ABC):
     Args:
         groups: Parameters by network; each network is clipped on its own. A network of several
             types is clipped in parts.
+        shared: Keep parameters and state where forked processes see each other's changes.
 
     Attributes:
         parameters: One vector `[P]` per network.
@@ -39,7 +41,9 @@ class FlatOptimizer(abc.ABC):
         names: Of the networks; of the parts of one, where it has several types.
     """
 
-    def __init__(self, groups: Mapping[str, Sequence[nn.Parameter]]) -> None:
+    def __init__(
+        self, groups: Mapping[str, Sequence[nn.Parameter]], *, shared: bool = False
+    ) -> None:
         networks: dict[tuple[torch.dtype, torch.device], dict[str, list[nn.Parameter]]] = {}
         self._groups: dict[str, str] = {}  # by name of the network's part
         for name, members in groups.items():
@@ -59,6 +63,8 @@ class FlatOptimizer(abc.ABC):
             torch.cat([p.detach().reshape(-1) for members in parts.values() for p in members])
             for parts in networks.values()
         ]
+        if shared:
+            self._vectors = [in_shared_memory(vector) for vector in self._vectors]
         self._sizes = [
             [sum(p.numel() for p in members) for members in parts.values()]
             for parts in networks.values()
@@ -89,6 +95,11 @@ class FlatOptimizer(abc.ABC):
                 parameter.data = part.view(parameter.shape)
             # Always anew: whoever converts a module changes the data of its gradients, too.
             parameter.grad = gradient.view(parameter.shape)
+
+    @property
+    def networks(self) -> list[list[nn.Parameter]]:
+        """The parameters of each network."""
+        return self._members
 
     @property
     def members(self) -> list[nn.Parameter]:
@@ -129,13 +140,16 @@ class FlatOptimizer(abc.ABC):
             Norm of the whole gradient before clipping: a number on the CPU, else a tensor `[]`.
         """
         if self._on_cpu:
-            norm: float | Tensor = math.hypot(
-                *[_clip_on_cpu(gradient.numpy(), max_grad_norm) for gradient in self.gradients]
-            )
+            norm: float | Tensor = math.hypot(*self._clip(self.gradients, max_grad_norm))
         else:
             norm = _clip(self.gradients, max_grad_norm)
         self._descend(learning_rate)
         return norm
+
+    @staticmethod
+    def _clip(gradients: Sequence[Tensor], max_grad_norm: float) -> list[float]:
+        """Clip gradients on the CPU, each by itself; returns their norms before."""
+        return [_clip_on_cpu(gradient.numpy(), max_grad_norm) for gradient in gradients]
 
     @abc.abstractmethod
     def _descend(self, learning_rate: float | list[float]) -> None:
@@ -156,6 +170,13 @@ class FlatOptimizer(abc.ABC):
         Raises:
             ValueError: Names or shapes are not those of this optimizer.
         """
+
+
+def in_shared_memory(tensor: Tensor) -> Tensor:
+    """A copy in memory that belongs to this process and to those forked from it."""
+    block = mmap.mmap(-1, max(1, tensor.nbytes))
+    shared = torch.frombuffer(block, dtype=tensor.dtype, count=tensor.numel())
+    return shared.view(tensor.shape).copy_(tensor)
 
 
 def copy_state(state: Mapping[str, Tensor], *homes: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

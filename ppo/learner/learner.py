@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NoReturn
@@ -12,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppo._threads import threads
 from ppo.errors import ConfigError, NonFiniteError
 from ppo.learner.adaptive_rate import MAX_SCALE, MIN_SCALE, adapted_scale
+from ppo.learner.critic_process import CriticProcess
 from ppo.learner.eager import METRICS, EagerGradient, Gradient, LossSettings
 from ppo.learner.flat_adam import FlatAdam
 from ppo.learner.flat_optimizer import FlatOptimizer
@@ -25,6 +28,8 @@ from ppo.rollout import Batch
 __all__ = ["Learner"]
 
 _SCALE = "learning_rate_scale"
+_UPDATES_ALONE = 2  # the first one records
+_MOST_SLOWER = 5
 
 
 class Learner:
@@ -42,6 +47,10 @@ class Learner:
         self._policy = policy
         self._settings = settings
         self._rate_scale = 1.0
+        self._helped = False
+        self._helper: CriticProcess | None = None
+        self._alone: list[float] = []  # seconds of updates without it
+        self._slower = 0  # updates in a row for which it took longer
         groups = parameter_groups(policy)
         for name in settings.learning_rates:
             if name not in groups:
@@ -52,7 +61,8 @@ class Learner:
         self._build()
 
     def _build(self) -> None:
-        self._optimizer = make_optimizer(parameter_groups(self._policy), self._settings)
+        groups = parameter_groups(self._policy)
+        self._optimizer = make_optimizer(groups, self._settings, shared=self._helped)
         self._trained = _trainable(self._policy)
         self._gradient = _fastest_gradient(self._policy, self._optimizer)
 
@@ -65,9 +75,41 @@ class Learner:
         if _trainable(self._policy) == self._trained:
             self._optimizer.bind()
             return
+        self._rebuild()
+
+    def _rebuild(self) -> None:
         before = self._optimizer
         self._build()
         self._optimizer.take_over(before)
+
+    @contextlib.contextmanager
+    def helped(self, wanted: bool = True) -> Iterator[None]:
+        """Let a second process train the critic in this block, where that is faster.
+
+        Results are the same bit for bit. The process ends with the block.
+
+        Args:
+            wanted: False: do nothing.
+        """
+        if not wanted or not CriticProcess.possible(
+            self._gradient, self._optimizer, self._settings
+        ):
+            yield
+            return
+        self._helped, self._alone, self._slower = True, [], 0
+        self._rebuild()  # into shared memory
+        try:
+            yield
+        finally:
+            self._dismiss()
+            self._rebuild()
+
+    def _dismiss(self) -> None:
+        """End the second process; there is none from now on."""
+        self._helped = False
+        if self._helper is not None:
+            self._helper.close()
+            self._helper = None
 
     def improve(
         self,
@@ -119,14 +161,59 @@ class Learner:
         own = {name: scale * rate for name, rate in learning_rates.items()}
         rates = self._optimizer.rates(scale * learning_rate, own)
         # Rows are constants, also if whoever collected them left their history on.
-        batches = self._batches(batch.detach(), refreshed)
+        batch = batch.detach()
+        batches = self._batches(batch, refreshed)
         undo = _Undo(self._policy, self._optimizer)
         # What overflows is found by its metric; NumPy need not warn of it as well.
-        with _threads(self._gradient.num_threads), np.errstate(all="ignore"):
+        with threads(self._gradient.num_threads), np.errstate(all="ignore"):
+            if refreshed is None and (found := self._by_two(batch, generator, loss, rates, undo)):
+                return found | {"learning_rate": scale * learning_rate}
+            start = time.perf_counter()
             metrics, kl = self._run_epochs(batches, generator, loss, rates, undo)
+            self._alone.append(time.perf_counter() - start)
         if settings.adaptive_kl is not None:
             self._rate_scale = adapted_scale(scale, kl, settings.adaptive_kl)
         return metrics | {"learning_rate": scale * learning_rate}
+
+    def _by_two(
+        self,
+        batch: Batch,
+        generator: torch.Generator,
+        loss: LossSettings,
+        rates: float | list[float],
+        undo: _Undo,
+    ) -> dict[str, float] | None:
+        """Take the gradient steps with a second process; None if they were not taken.
+
+        Whatever goes wrong there is undone, and found by one process once more.
+        """
+        if not self._helped:
+            return None
+        if self._helper is not None and not self._helper.fits(self._gradient, batch):
+            self._helper.close()
+            self._helper = None
+        if self._helper is None and len(self._alone) >= _UPDATES_ALONE:
+            self._helper = CriticProcess.where_it_pays(
+                self._gradient, self._optimizer, self._settings, batch
+            )
+        if self._helper is None or not isinstance(self._gradient, RecordedGradient):
+            return None
+        state, replays = generator.get_state(), self._gradient.replays
+        start = time.perf_counter()
+        records = self._helper.improve(batch, generator, loss, rates)
+        if records is not None and self._optimizer.is_finite():
+            means = _means([[*record] for record in records])
+            if all(map(math.isfinite, means.values())):
+                longer = time.perf_counter() - start > min(self._alone)
+                self._slower = self._slower + 1 if longer else 0
+                if self._slower == _MOST_SLOWER:
+                    self._dismiss()  # the other processor is not as free as it seems
+                return means
+        self._dismiss()
+        undo.apply()
+        generator.set_state(state)
+        self._gradient.replays = replays
+        return None
 
     def _batches(self, batch: Batch, refreshed: Callable[[], Batch] | None) -> Iterator[Batch]:
         """The batch of each epoch."""
@@ -198,11 +285,14 @@ def _trainable(policy: nn.Module) -> list[tuple[int, bool]]:
 
 
 def make_optimizer(
-    groups: Mapping[str, Sequence[nn.Parameter]], settings: LearnerSettings
+    groups: Mapping[str, Sequence[nn.Parameter]],
+    settings: LearnerSettings,
+    *,
+    shared: bool = False,
 ) -> FlatOptimizer:
-    """The optimizer that the settings name, over these parameters."""
+    """The optimizer that the settings name, over these parameters; Adam in shared memory."""
     if settings.optimizer == "adam":
-        return FlatAdam(groups, settings.adam_eps, settings.weight_decay)
+        return FlatAdam(groups, settings.adam_eps, settings.weight_decay, shared=shared)
     return TorchOptimizer(groups, settings.optimizer, settings.optimizer_kwargs)
 
 
@@ -211,17 +301,6 @@ def _fastest_gradient(policy: nn.Module, optimizer: FlatOptimizer) -> Gradient:
     if RecordedGradient.supports(optimizer):
         return RecordedGradient(policy, optimizer)
     return EagerGradient(policy, optimizer)
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Let torch use this many threads inside one operation; None leaves it as it is."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Undo:

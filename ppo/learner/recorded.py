@@ -6,6 +6,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -73,8 +74,8 @@ class RecordedGradient:
         """Write the gradient of one minibatch; returns the `METRICS`."""
         if not self._repeatable or len(batch) > _MOST_ROWS or batch.sequences is not None:
             return self._by_autograd(batch, settings)
-        kinds = [(tensor.shape, tensor.dtype) for tensor in _inputs(batch)]
-        key = (*kinds, settings.entropy_coef != 0.0)
+        inputs = leaves((batch.obs, batch.actions, batch.context))
+        key = self._key(inputs, settings)
         if key not in self._recordings:
             metrics = self._by_autograd(batch, settings)
             if not self._record(key, batch, settings):
@@ -82,7 +83,7 @@ class RecordedGradient:
                 self._repeatable = False
                 return metrics
         recording = self._recordings[key]
-        metrics = recording.replay(batch, settings)
+        metrics = recording.replay(inputs, batch, settings)
         new = recording.replays <= 2
         due = new or recording.replays % _REPLAYS_PER_COMPARISON == 0
         if due and not recording.agrees():
@@ -90,6 +91,68 @@ class RecordedGradient:
             self._repeatable = not new
             return self._by_autograd(batch, settings)
         return metrics
+
+    def split(
+        self, networks: Sequence[Sequence[nn.Parameter]]
+    ) -> tuple[list[int], list[int]] | None:
+        """Networks that learn from the policy loss, and from the value loss; `half` may follow.
+
+        None where one learns from both, where a side has none, or where nothing is recorded yet.
+        """
+        splits = [recording.split(networks) for recording in self._recordings.values()]
+        settled = all(recording.replays > 2 for recording in self._recordings.values())
+        if not splits or not settled or any(split != splits[0] for split in splits):
+            return None
+        return splits[0]
+
+    def half(self, batch: Batch, settings: LossSettings, *, critic: bool) -> list[float]:
+        """Write the gradients of one side of `split`; returns the `METRICS` that are its own.
+
+        Raises:
+            KeyError: There is no recording for this minibatch.
+        """
+        inputs = leaves((batch.obs, batch.actions, batch.context))
+        recording = self._recordings[self._key(inputs, settings)]
+        return recording.replay_half(inputs, batch, settings, critic)
+
+    def holds(self, batch: Batch, settings: LossSettings, num_replays: int) -> bool:
+        """Whether autograd agrees with all recordings that are due to be compared that soon."""
+        for recording in self._recordings.values():
+            now = recording.replays
+            if now // _REPLAYS_PER_COMPARISON == (now + num_replays) // _REPLAYS_PER_COMPARISON:
+                continue
+            rows = batch[: recording.num_rows]
+            recording.replay(leaves((rows.obs, rows.actions, rows.context)), rows, settings)
+            recording.replays = now
+            if not recording.agrees():
+                return False
+        return True
+
+    @staticmethod
+    def _key(inputs: Sequence[Tensor], settings: LossSettings) -> tuple[object, ...]:
+        return (*((x.shape, x.dtype) for x in inputs), settings.entropy_coef != 0.0)
+
+    @property
+    def fingerprint(self) -> Fingerprint | None:
+        """Of the policy that the recordings are of; another object for another policy."""
+        return self._fingerprint
+
+    @property
+    def untrained(self) -> list[Tensor]:
+        """What the policy holds besides the parameters that are trained."""
+        trained = {id(parameter) for parameter in self._optimizer.members}
+        held = self._fingerprint.tensors if self._fingerprint is not None else []
+        return [tensor for tensor in held if id(tensor) not in trained]
+
+    @property
+    def replays(self) -> list[int]:
+        """How often each recording was replayed, which decides when it is compared."""
+        return [recording.replays for recording in self._recordings.values()]
+
+    @replays.setter
+    def replays(self, numbers: Sequence[int]) -> None:
+        for recording, number in zip(self._recordings.values(), numbers, strict=True):
+            recording.replays = number
 
     def _record(self, key: tuple[object, ...], batch: Batch, settings: LossSettings) -> bool:
         """Record minibatches like this one, after the policy was evaluated; False if it cannot."""
@@ -122,13 +185,13 @@ class _Recording:
         batch: Batch,
         settings: LossSettings,
     ) -> None:
-        self.replays = 0
+        self.replays, self.num_rows = 0, len(batch)
         self._evaluator = Evaluator(policy)
         self._obs, self._actions = map_tree(torch.clone, (batch.obs, batch.actions))
         self._context = map_tree(torch.clone, batch.context)
-        self._inputs = leaves((self._obs, self._actions, self._context))
+        inputs = leaves((self._obs, self._actions, self._context))
         self._trained = [p for p in policy.parameters() if p.requires_grad]
-        tape = Tape([*known, *self._inputs])
+        tape = Tape([*known, *inputs])
         with torch.enable_grad():
             with tape.record():
                 new = self._evaluate()
@@ -141,8 +204,10 @@ class _Recording:
             tape.know(self._slopes)
             with tape.record():
                 gradients = self._differentiate(new)
-        self._forward, self._backward, self._copies = _programs(tape, self._trained, gradients)
-        self._arrays = [tensor.numpy() for tensor in self._inputs]
+        self._tape, self._outputs, self._gradients = tape, new, gradients
+        self._whole = _programs(tape, self._trained, gradients)
+        self._halves: dict[bool, _Programs] = {}
+        self._arrays = [tensor.numpy() for tensor in inputs]
         self._log_probs, self._entropy, self._values = (x.detach().numpy() for x in new)
         self._d_log_probs, self._d_entropy, self._d_values = (x.numpy() for x in self._slopes)
 
@@ -157,6 +222,28 @@ class _Recording:
             list(itertools.compress(self._slopes, self._pulling)),
             allow_unused=True,
         )
+
+    def split(
+        self, networks: Sequence[Sequence[nn.Parameter]]
+    ) -> tuple[list[int], list[int]] | None:
+        """See `RecordedGradient.split`."""
+        found = {id(p): g for p, g in zip(self._trained, self._gradients, strict=True)}
+        sides: tuple[list[int], list[int]] = [], []
+        for index, members in enumerate(networks):
+            known = [g for p in members if (g := found.get(id(p))) is not None]
+            sources = [self._tape.depends(known, slope) for slope in self._slopes]
+            if sources[2] and (sources[0] or sources[1]):
+                return None
+            sides[sources[2]].append(index)
+        if not (sides[0] and sides[1]):
+            return None
+        for critic in (False, True):
+            own = {id(p) for index in sides[critic] for p in networks[index]}
+            trained = [p for p in self._trained if id(p) in own]
+            gradients = [found[id(p)] for p in trained]
+            outputs = self._outputs[2:] if critic else self._outputs[:2]
+            self._halves[critic] = _programs(self._tape, trained, gradients, outputs)
+        return sides
 
     def agrees(self) -> bool:
         """Whether autograd finds the same for the minibatch that was replayed last.
@@ -180,12 +267,35 @@ class _Recording:
                 return False
         return True
 
-    def replay(self, batch: Batch, settings: LossSettings) -> list[float]:
-        """Write the gradient of a minibatch; returns the `METRICS`."""
+    def replay(self, inputs: Sequence[Tensor], batch: Batch, settings: LossSettings) -> list[float]:
+        """Write the gradient of a minibatch with these inputs; returns the `METRICS`."""
+        self._begin(self._whole, inputs)
+        loss, entropy, kl, clip_fraction = self._policy_loss(batch, settings)
+        error = value_loss(self._values, batch, settings, self._d_values)
+        self._whole.finish()
+        return [loss, error, entropy, kl, clip_fraction]
+
+    def replay_half(
+        self, inputs: Sequence[Tensor], batch: Batch, settings: LossSettings, critic: bool
+    ) -> list[float]:
+        """The same for one side of `split`."""
+        programs = self._halves[critic]
+        self._begin(programs, inputs)
+        if critic:
+            metrics = [value_loss(self._values, batch, settings, self._d_values)]
+        else:
+            metrics = self._policy_loss(batch, settings)
+        programs.finish()
+        return metrics
+
+    def _begin(self, programs: _Programs, inputs: Sequence[Tensor]) -> None:
         self.replays += 1
-        for ours, theirs in zip(self._arrays, _inputs(batch), strict=True):
+        for ours, theirs in zip(self._arrays, inputs, strict=True):
             np.copyto(ours, theirs.numpy())
-        self._forward()
+        programs.forward()
+
+    def _policy_loss(self, batch: Batch, settings: LossSettings) -> list[float]:
+        """Write the slopes of policy loss and entropy; returns the metrics without the critic's."""
         advantages = batch.advantages.numpy()
         if settings.normalize_advantages:
             advantages = normalized(advantages)
@@ -196,18 +306,9 @@ class _Recording:
             settings,
             self._d_log_probs,
         )
-        error = value_loss(self._values, batch, settings, self._d_values)
         self._d_entropy.fill(-settings.entropy_coef / len(advantages))
         entropy = float(np.add.reduce(self._entropy)) / len(advantages)
-        self._backward()
-        for gradient, found in self._copies:
-            np.copyto(gradient, found)
-        return [loss, error, entropy, kl, clip_fraction]
-
-
-def _inputs(batch: Batch) -> list[Tensor]:
-    """What a policy is evaluated on."""
-    return leaves((batch.obs, batch.actions, batch.context))
+        return [loss, entropy, kl, clip_fraction]
 
 
 def _is_column(output: object, rows: int) -> bool:
@@ -215,10 +316,27 @@ def _is_column(output: object, rows: int) -> bool:
     return isinstance(output, Tensor) and output.shape == (rows,) and output.dtype in kinds
 
 
+class _Programs(NamedTuple):
+    """What computes the gradients of some parameters."""
+
+    forward: Program
+    backward: Program
+    copies: list[tuple[np.ndarray, np.ndarray]]  # to a parameter's gradient, from where it is found
+
+    def finish(self) -> None:
+        """From the slopes of the loss to the gradients."""
+        self.backward()
+        for gradient, found in self.copies:
+            np.copyto(gradient, found)
+
+
 def _programs(
-    tape: Tape, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]
-) -> tuple[Program, Program, list[tuple[np.ndarray, np.ndarray]]]:
-    """The two programs, and the gradients that have to be copied to their parameters."""
+    tape: Tape,
+    parameters: Sequence[nn.Parameter],
+    gradients: Sequence[Tensor | None],
+    outputs: Sequence[Tensor] | None = None,
+) -> _Programs:
+    """The two programs for these gradients; with `outputs` for these and nothing else."""
     homes, copies = [], []
     # The gradients of two parameters may be one tensor: of a and b in a + b, for example.
     places = Counter(g.untyped_storage().data_ptr() for g in gradients if g is not None)
@@ -229,5 +347,6 @@ def _programs(
             homes.append((found, parameter.grad))
         else:
             copies.append((parameter.grad.numpy(), found.detach().numpy()))
-    forward, backward = tape.programs(homes)
-    return forward, backward, copies
+    only = None if outputs is None else [*outputs, *(g for g in gradients if g is not None)]
+    forward, backward = tape.programs(homes, only)
+    return _Programs(forward, backward, copies)

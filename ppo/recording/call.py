@@ -161,7 +161,7 @@ class _RandomStates:
     def get(self) -> list[object]:
         numpy = np.random.get_state(legacy=False)  # noqa: NPY002
         numpy["state"]["key"] = numpy["state"]["key"].tolist()
-        ours = [generator.get_state().tolist() for generator in self._generators]
+        ours = [generator.get_state().numpy().tobytes() for generator in self._generators]
         return [random.getstate(), numpy, *ours]
 
     def set(self, states: Sequence[Any]) -> None:
@@ -173,8 +173,8 @@ class _RandomStates:
                 write(wanted)
 
 
-def _set_state(generator: torch.Generator, state: list[int]) -> None:
-    generator.set_state(torch.tensor(state, dtype=torch.uint8))
+def _set_state(generator: torch.Generator, state: bytes) -> None:
+    generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
 
 
 def _as_tuple(results: Any) -> tuple[Tensor, ...]:

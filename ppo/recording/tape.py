@@ -168,12 +168,17 @@ class Tape:
         alone = storage.data_ptr() in self._made and storage.nbytes() == tensor.nbytes
         return alone and tensor.is_contiguous()
 
-    def programs(self, homes: Sequence[tuple[Tensor, Tensor]] = ()) -> list[Program]:
+    def programs(
+        self,
+        homes: Sequence[tuple[Tensor, Tensor]] = (),
+        only: Sequence[Tensor] | None = None,
+    ) -> list[Program]:
         """One program for each part, to be run in the order of recording.
 
         Args:
             homes: Pairs of a recorded result and a tensor of its shape, both contiguous. The
                 programs write the result to the other tensor and leave its own memory as it is.
+            only: Results that are wanted; what does not lead to them is left out. None: all.
 
         Raises:
             ValueError: A result does not have its memory for itself (see `can_move`).
@@ -183,10 +188,28 @@ class Tape:
             if not (self.can_move(result) and home.is_contiguous()):
                 raise ValueError("only a contiguous result with memory of its own can be moved")
             moved[result.untyped_storage().data_ptr()] = home
+        parts = self._parts if only is None else self._leading_to(only)[0]
         return [
-            Program([step for call in part for step in self._steps(call, moved)])
-            for part in self._parts
+            Program([step for call in part for step in self._steps(call, moved)]) for part in parts
         ]
+
+    def depends(self, results: Sequence[Tensor], source: Tensor) -> bool:
+        """True if any of the recorded results was computed from this tensor."""
+        return source.untyped_storage().data_ptr() in self._leading_to(results)[1]
+
+    def _leading_to(self, results: Sequence[Tensor]) -> tuple[list[list[_Call]], set[int]]:
+        """The calls, part by part, that these results come from, and all memory they read."""
+        wanted = _storages(results)
+        kept: list[list[_Call]] = []
+        for part in reversed(self._parts):
+            kept.append([])
+            for call in reversed(part):
+                if wanted & _storages(_tensors(call.result)) or wanted & _storages(
+                    _written(call.operator, call.args, call.kwargs)
+                ):
+                    wanted |= _storages(_tensors((call.args, call.kwargs)))
+                    kept[-1].append(call)
+        return [part[::-1] for part in kept[::-1]], wanted
 
     def _steps(self, call: _Call, moved: Mapping[int, Tensor]) -> list[Step]:
         memory = _storages(_tensors(call.result))

@@ -824,8 +824,8 @@ LEARNER = [
     Mutant(
         "an update that fails leaves its steps behind",
         "learner/learner.py",
-        "undo.apply()",
-        "pass",
+        "undo.apply()\n                raise",
+        "raise",
         ("learner",),
     ),
     Mutant(
