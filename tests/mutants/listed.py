@@ -1296,7 +1296,7 @@ OPTIONS = [
         "revaluation.py",
         "dataclasses.replace(evaluate_rollout(policy, rollout), log_probs=rollout.log_probs)",
         "evaluate_rollout(policy, rollout)",
-        ("agent",),
+        ("revaluation",),
     ),
     Mutant(
         "the dual clip is for good actions",
