@@ -275,8 +275,7 @@ class PPOAgent:
         self._reward_scaler = scaler
         self.steps += rollout.num_transitions
         self.updates += 1
-        metrics["explained_variance"] = float(explained)
-        return metrics
+        return metrics | {"explained_variance": float(explained)}
 
     def act(
         self,

@@ -55,6 +55,11 @@ def test_an_agent_may_return_within_an_episode():
     # There for two steps, away for three while the other goes on; anew with it at step 12.
     assert valid[:12] == [True, True, *[False] * 3, True, True, *[False] * 3, True, True]
     assert valid[12:24] == valid[:12]
+    # Each life is an episode with a length and a return of its own.
+    lives = [e for rollout in rollouts for e in rollout.episodes if e.env_index == 0]
+    assert [life.episode_length for life in lives] == [2] * 6
+    rewards = torch.cat([rollout.rewards for rollout in rollouts])[:, 0][valid]
+    assert [life.episode_return for life in lives] == rewards.view(6, 2).sum(1).tolist()
 
 
 def test_agents_are_masked_one_by_one():

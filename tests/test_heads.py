@@ -335,6 +335,14 @@ def test_a_log_std_stays_in_its_bounds_and_can_come_back(options, drifted):
     assert (learnt.grad != 0.0).all()
 
 
+def test_the_first_outputs_of_a_beta_head_are_alpha_and_the_others_beta():
+    head = build(BOX, distribution="beta")  # so saved weights mean what they meant
+    outputs = head.linear(features())
+    dist = head(features())
+    torch.testing.assert_close(dist.alpha, softplus(outputs[:, :2]) + 1.0)
+    torch.testing.assert_close(dist.beta, softplus(outputs[:, 2:]) + 1.0)
+
+
 def test_beta_shapes_are_above_one_and_near_the_uniform_in_the_beginning():
     dist = build(BOX, distribution="beta")(features())
     expected = 1.0 + float(softplus(torch.zeros(())))

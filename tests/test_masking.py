@@ -292,3 +292,10 @@ def test_a_mask_in_the_observation_is_neither_normalised_nor_a_feature():
     assert policy.actor_body.num_features == 64
     obs = {"action_mask": torch.eye(5), "x": torch.zeros(5, 2)}
     assert len(policy.value(obs).unique()) == 1
+
+
+def test_of_stacked_observations_the_newest_one_says_what_is_legal():
+    policy = make_policy(WITH_MASK, FIVE, PolicyConfig(hidden_sizes=(4,), frame_stack=2))
+    legal = torch.eye(5, dtype=torch.int8)
+    obs = {"action_mask": torch.stack([legal.flip(0), legal], 1), "x": torch.zeros(5, 2, 2)}
+    assert policy.act(obs, deterministic=True).tolist() == [0, 1, 2, 3, 4]

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from collecting import collect
-from environments import CountingEnv
+from environments import TWO, VECTOR, CountingEnv
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import law, seeds
 
-from ppo import Batch, PolicyConfig
+from ppo import Batch, PolicyConfig, make_policy
 from ppo.sequences import Sequences, cut_sequences
 
 
@@ -129,3 +129,22 @@ def test_memory_goes_on_over_rollouts_and_ends_with_episodes(memory):
         for row, state in zip(first, rollout.sequences.states, strict=True):
             assert bool((state == 0).all()) == bool(count[row] == 0), "empty where it begins"
     assert rollouts[1].flatten().obs[0, 0] == 4, "the second rollout began within an episode"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("ending", ["truncated", "terminated"])
+def test_values_are_those_of_stepping_through_the_episodes_also_of_true_successors(ending, shared):
+    config = PolicyConfig(
+        hidden_sizes=(4,), memory="lstm", memory_size=4, memory_steps=3, shared=shared
+    )
+    policy = make_policy(VECTOR, TWO, config)
+    state = torch.zeros(2, policy.state_size)
+    for rollout in collect(lambda: CountingEnv(5, ending), [4, 7], policy, num_envs=2):
+        for t, obs in enumerate(rollout.obs):
+            torch.testing.assert_close(rollout.values[t], policy.value(obs, state=state))
+            state = policy.act(obs, state=state, deterministic=True)[1]
+            successors = policy.value(obs + torch.tensor([1.0, 0.0]), state=state)
+            wanted = torch.where(rollout.terminated[t], 0.0, successors)
+            torch.testing.assert_close(rollout.next_values[t], wanted)
+            state[(rollout.terminated | rollout.truncated)[t]] = 0.0

@@ -188,6 +188,13 @@ def test_discrete_actions_have_the_type_that_the_space_declares(dtype):
     assert make_action_adapter(space)(np.array([0, 2])).dtype == dtype
 
 
+def test_every_class_of_a_multi_discrete_space_counts_from_its_own_start():
+    space = spaces.MultiDiscrete([[2, 3], [4, 2]], start=[[5, 0], [-1, 7]])
+    actions = make_action_adapter(space)(np.array([[[0, 0], [0, 0]], [[1, 2], [3, 1]]]))
+    assert actions.tolist() == [[[5, 0], [-1, 7]], [[6, 2], [2, 8]]]
+    assert all(space.contains(action) for action in actions)
+
+
 bounds = st.sampled_from([(-1.0, 1.0), (0.0, 5.0), (-np.inf, 1.0), (-2.0, np.inf)])
 
 
@@ -214,6 +221,13 @@ def test_every_component_is_clipped_to_its_own_bounds():
     space = spaces.Box(np.array([-1.0, -5.0], np.float32), np.array([0.0, 7.0], np.float32))
     actions = make_action_adapter(space)(np.array([[9.0, 9.0], [-9.0, -9.0]], np.float32))
     np.testing.assert_array_equal(actions, [[0.0, 7.0], [-1.0, -5.0]])
+
+
+def test_a_squashed_action_is_as_far_between_its_bounds_as_the_tangent_is():
+    space = spaces.Box(np.array([-1.0, -5.0], np.float32), np.array([0.0, 7.0], np.float32))
+    raw = np.arctanh([[0.5, -0.5], [0.0, 0.9]])
+    actions = make_action_adapter(space, squash=True)(raw)
+    np.testing.assert_allclose(actions, [[-0.25, -2.0], [-0.5, 6.4]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("space", [*UNSUPPORTED, box(0, 5, dtype=np.int64)], ids=str)

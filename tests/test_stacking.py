@@ -68,10 +68,11 @@ def test_a_stack_holds_the_latest_observations_of_its_episode(frame_stack, num_w
 
 
 @pytest.mark.parametrize("ending", ["truncated", "terminated"])
-def test_the_value_of_a_successor_is_that_of_its_stack(ending):
-    env = CountingEnv(4, ending)
-    rollouts = collect(lambda: env, [6, 3, 5], StackPolicy(3), num_envs=1)
-    for rollout, t, history in expected_stacks(rollouts, 0, 3):
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_the_value_of_a_successor_is_that_of_its_stack(ending, length):
+    env = CountingEnv(length, ending)
+    rollouts = collect(lambda: env, [6, 3, 5], StackPolicy(5), num_envs=1)
+    for rollout, t, history in expected_stacks(rollouts, 0, 5):
         counts = torch.tensor([*(count for count, _ in history[1:]), history[-1][0] + 1.0])
         wanted = 0.0 if rollout.terminated[t, 0] else 10.0 + float(value_of(counts))
         assert rollout.next_values[t, 0] == wanted

@@ -824,15 +824,15 @@ LEARNER = [
     Mutant(
         "an update that fails leaves its steps behind",
         "learner/learner.py",
-        "undo.apply()\n                raise",
+        "undo.apply()\n        raise",
         "raise",
         ("learner",),
     ),
     Mutant(
         "rows carry the history of whoever collected them",
         "learner/learner.py",
-        "self._batches(batch.detach(), refreshed)",
-        "self._batches(batch, refreshed)",
+        "        batch = batch.detach()\n",
+        "",
         ("learner",),
     ),
     Mutant(
@@ -908,8 +908,8 @@ LEARNER = [
     Mutant(
         "a recording without entropy serves an update with it",
         "learner/recorded.py",
-        "(*kinds, settings.entropy_coef != 0.0)",
-        "tuple(kinds)",
+        "(*((x.shape, x.dtype) for x in inputs), settings.entropy_coef != 0.0)",
+        "tuple((x.shape, x.dtype) for x in inputs)",
         (
             "recorded",
             "learner",
@@ -1296,7 +1296,7 @@ OPTIONS = [
         "revaluation.py",
         "dataclasses.replace(evaluate_rollout(policy, rollout), log_probs=rollout.log_probs)",
         "evaluate_rollout(policy, rollout)",
-        ("agent",),
+        ("revaluation",),
     ),
     Mutant(
         "the dual clip is for good actions",
