@@ -102,8 +102,8 @@ class WorkerPool:
             if other != answers[0]:
                 self.close()
                 raise SpaceError(
-                    f"environment {self._environments[worker][0]} has other spaces than environment "
-                    f"0, or another number of agents: {other} against {answers[0]}"
+                    f"environment {self._environments[worker][0]} has other spaces than "
+                    f"environment 0, or another number of agents: {other} against {answers[0]}"
                 )
         self.num_envs = count * num_agents
         self._shares = [
