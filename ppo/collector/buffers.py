@@ -30,7 +30,7 @@ class Layout:
         obs: How observations are stored, a tree of `Leaf`.
         actions: How raw actions are stored, a tree of `Leaf`.
         noise_size: Noise values `k` per action; 0 if the policy takes none.
-        mask_size: Entries `M` of an action mask; 0 if the environments give none.
+        mask_size: Entries `M` of an action mask; 0 if nothing can be masked.
         squash: Raw Box actions are from before a tanh.
         history: Observations that are kept from before the rollout.
     """
