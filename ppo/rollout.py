@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -156,12 +156,21 @@ class Batch:
         """
         if minibatch_size < 1:
             raise ValueError(f"minibatch_size must be at least 1, got {minibatch_size}")
-        rows = len(self)
-        if rows == 0:
-            return
-        count = -(-rows // minibatch_size)
-        things = rows if self.sequences is None else len(self.sequences)
-        yield from self._deal(torch.randperm(things, generator=generator), count)
+        if len(self):
+            yield from self._dealt(*self._shuffled(minibatch_size, generator))
+
+    def minibatch_sequences(
+        self, minibatch_size: int, generator: torch.Generator
+    ) -> list[Sequences | None]:
+        """The sequences of each of the `minibatches` with such a generator, and nothing else."""
+        return self._shuffled(minibatch_size, generator)[2]
+
+    def _shuffled(
+        self, minibatch_size: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, list[int], list[Sequences | None]]:
+        things = len(self) if self.sequences is None else len(self.sequences)
+        chosen = torch.randperm(things, generator=generator)
+        return self._deal(chosen, -(-len(self) // minibatch_size))
 
     def parts(self, size: int) -> Iterator[Batch]:
         """Yield the rows in order, in parts of about `size` rows."""
@@ -169,24 +178,29 @@ class Batch:
         if rows == 0:
             return
         if self.sequences is not None:
-            yield from self._deal(torch.arange(len(self.sequences)), -(-rows // size))
+            yield from self._dealt(*self._deal(torch.arange(len(self.sequences)), -(-rows // size)))
             return
         fields = self.fields
         pieces = [_pieces(tree, None, size) for tree in fields.values()]
         for values in zip(*pieces, strict=True):
             yield Batch._unchecked(dict(zip(fields, values, strict=True)), None)
 
-    def _deal(self, chosen: Tensor, count: int) -> Iterator[Batch]:
-        """Deal rows or, if there are any, sequences, in this order to `count` batches."""
-        parts: Sequence[Sequences | None] = [None] * count
-        if self.sequences is None:
-            small, extra = divmod(len(chosen), count)
-            order, sizes = chosen, [small + 1] * extra + [small] * (count - extra)
-        else:
-            order, sizes, parts = _deal_sequences(self.sequences, chosen.numpy(), count)
+    def _deal(self, chosen: Tensor, count: int) -> tuple[Tensor, list[int], list[Sequences | None]]:
+        """Deal rows or, if there are any, sequences, in this order to `count` batches.
+
+        Returns the order of all rows, rows per batch, and the sequences of each.
+        """
+        if self.sequences is not None:
+            return _deal_sequences(self.sequences, chosen.numpy(), count)
+        small, extra = divmod(len(chosen), count)
+        return chosen, [small + 1] * extra + [small] * (count - extra), [None] * count
+
+    def _dealt(
+        self, order: Tensor, sizes: list[int], parts: list[Sequences | None]
+    ) -> Iterator[Batch]:
+        """One gather for all of these batches, which are views of it."""
         fields = self.fields
         order = order.to(leaves(next(iter(fields.values())))[0].device)
-        # One gather for the whole epoch; the minibatches are views of it.
         pieces = [_pieces(tree, order, sizes) for tree in fields.values()]
         for sequences, values in zip(parts, zip(*pieces, strict=True), strict=True):
             yield Batch._unchecked(dict(zip(fields, values, strict=True)), sequences)
@@ -204,11 +218,8 @@ def _pieces(tree: Any, order: Tensor | None, sizes: int | list[int]) -> Iterable
 
 def _deal_sequences(
     sequences: Sequences, chosen: np.ndarray, count: int
-) -> tuple[Tensor, list[int], list[Sequences]]:
-    """Deal sequences in this order to `count` minibatches of about the same number of rows.
-
-    Returns the order of all rows, rows per minibatch, and the sequences of each.
-    """
+) -> tuple[Tensor, list[int], list[Sequences | None]]:
+    """Deal sequences in this order to `count` minibatches of about the same number of rows."""
     ends = np.cumsum(np.array(sequences.lengths)[chosen])
     # A sequence goes to the minibatch in which its middle row falls.
     middles = ends - np.array(sequences.lengths)[chosen] / 2

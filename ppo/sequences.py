@@ -39,6 +39,43 @@ class Sequences:
         states = self.states[torch.from_numpy(chosen).to(self.states.device)]
         return positions, Sequences(tuple(lengths.tolist()), states)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of sequences, and length of the longest."""
+        return len(self), max(self.lengths)
+
+    @property
+    def extended_shape(self) -> tuple[int, int]:
+        """The `shape` of what `extended` returns."""
+        count, longest = self.shape
+        return _recurring(count), _recurring(longest)
+
+    def extended(self) -> tuple[np.ndarray, Sequences, np.ndarray]:
+        """Sequences of one length, in a shape that recurs, of which these are the beginnings.
+
+        What looks ahead from no step computes the same for these ones in them.
+
+        Returns:
+            Positions of the rows they are made of (a sequence stays at its last row, and whole
+            sequences more are the first row), they themselves, and where the rows of these ones
+            lie among theirs, `[B]`.
+        """
+        count, longest = self.extended_shape
+        lengths, step = np.array(self.lengths, np.int64), np.arange(longest)
+        positions = np.zeros((count, longest), np.int64)
+        last = lengths[:, None] - 1
+        np.add(_starts(lengths)[:, None], np.minimum(step, last), out=positions[: len(self)])
+        places = np.flatnonzero(step <= last)
+        states = self.states.new_zeros(count, self.states.shape[1])
+        states[: len(self)] = self.states
+        return positions.ravel(), Sequences((longest,) * count, states), places
+
+
+def _recurring(number: int) -> int:
+    """The next of the numbers that are at most an eighth apart."""
+    apart = 1 << max(0, number.bit_length() - 4)
+    return -(-number // apart) * apart
+
 
 def _starts(lengths: np.ndarray) -> np.ndarray:
     starts: np.ndarray = np.cumsum(lengths) - lengths

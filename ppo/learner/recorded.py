@@ -13,19 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from ppo.learner.eager import EagerGradient, LossSettings
+from ppo.learner.fixed_rows import FixedRows
 from ppo.learner.flat_optimizer import FlatOptimizer
 from ppo.learner.numpy_loss import normalized, policy_loss, value_loss
 from ppo.policies.protocol import Evaluation, Evaluator
 from ppo.recording import Fingerprint, Program, Tape, UnsupportedError
 from ppo.rollout import Batch
-from ppo.trees import leaves, map_tree
 
 __all__ = ["RecordedGradient"]
 
 # Beyond these, arithmetic outweighs what a recording saves.
 _LARGEST_PARAMETER = 256 * 256
 _MOST_ROWS = 2**15
+_MOST_ROWS_OF_SEQUENCES = 2**10
 _MOST_RECORDINGS = 16
+_MOST_PADDING = 2  # rows with those that mean nothing, for one of a minibatch
 
 _REPLAYS_PER_COMPARISON = 1024
 _TOLERANCE = 1e-3
@@ -49,7 +51,7 @@ class RecordedGradient:
         self._policy = policy
         self._optimizer = optimizer
         self._eager = EagerGradient(policy, optimizer)
-        self._recordings: dict[tuple[object, ...], _Recording] = {}
+        self._recordings: dict[object, _Recording] = {}
         self._fingerprint: Fingerprint | None = None
         self._repeatable = False
 
@@ -72,21 +74,23 @@ class RecordedGradient:
 
     def __call__(self, batch: Batch, settings: LossSettings) -> list[float]:
         """Write the gradient of one minibatch; returns the `METRICS`."""
-        if not self._repeatable or len(batch) > _MOST_ROWS or batch.sequences is not None:
+        if not self._repeatable:
             return self._by_autograd(batch, settings)
-        inputs = leaves((batch.obs, batch.actions, batch.context))
-        key = self._key(inputs, settings)
+        if not _worth_it(batch):
+            return self._by_autograd(batch, settings)
+        rows = FixedRows.of(batch)
+        key = _key(rows, settings)
         if key not in self._recordings:
             metrics = self._by_autograd(batch, settings)
-            if not self._record(key, batch, settings):
+            if not self._record(key, rows, settings):
                 self._recordings.clear()
                 self._repeatable = False
                 return metrics
-        recording = self._recordings[key]
-        metrics = recording.replay(inputs, batch, settings)
+        recording = self._recordings[key] = self._recordings.pop(key)  # the last to be dropped
+        metrics = recording.replay(rows, batch, settings)
         new = recording.replays <= 2
         due = new or recording.replays % _REPLAYS_PER_COMPARISON == 0
-        if due and not recording.agrees():
+        if due and not recording.agrees(batch):
             self._recordings.clear()
             self._repeatable = not new
             return self._by_autograd(batch, settings)
@@ -99,11 +103,20 @@ class RecordedGradient:
 
         None where one learns from both, where a side has none, or where nothing is recorded yet.
         """
-        splits = [recording.split(networks) for recording in self._recordings.values()]
-        settled = all(recording.replays > 2 for recording in self._recordings.values())
-        if not splits or not settled or any(split != splits[0] for split in splits):
+        splits = [recording.split(networks) for recording in self.settled]
+        if not splits or any(split != splits[0] for split in splits):
             return None
         return splits[0]
+
+    @property
+    def settled(self) -> list[_Recording]:
+        """The recordings that are not new any more, in whose place `half` may be called."""
+        return [recording for recording in self._recordings.values() if recording.replays > 2]
+
+    @property
+    def all_settled(self) -> bool:
+        """True if none is new."""
+        return len(self.settled) == len(self._recordings)
 
     def half(self, batch: Batch, settings: LossSettings, *, critic: bool) -> list[float]:
         """Write the gradients of one side of `split`; returns the `METRICS` that are its own.
@@ -111,26 +124,19 @@ class RecordedGradient:
         Raises:
             KeyError: There is no recording for this minibatch.
         """
-        inputs = leaves((batch.obs, batch.actions, batch.context))
-        recording = self._recordings[self._key(inputs, settings)]
-        return recording.replay_half(inputs, batch, settings, critic)
+        rows = FixedRows.of(batch)
+        return self._recordings[_key(rows, settings)].replay_half(rows, batch, settings, critic)
 
-    def holds(self, batch: Batch, settings: LossSettings, num_replays: int) -> bool:
+    def holds(self, num_replays: int) -> bool:
         """Whether autograd agrees with all recordings that are due to be compared that soon."""
         for recording in self._recordings.values():
             now = recording.replays
             if now // _REPLAYS_PER_COMPARISON == (now + num_replays) // _REPLAYS_PER_COMPARISON:
                 continue
-            rows = batch[: recording.num_rows]
-            recording.replay(leaves((rows.obs, rows.actions, rows.context)), rows, settings)
-            recording.replays = now
+            recording.repeat()
             if not recording.agrees():
                 return False
         return True
-
-    @staticmethod
-    def _key(inputs: Sequence[Tensor], settings: LossSettings) -> tuple[object, ...]:
-        return (*((x.shape, x.dtype) for x in inputs), settings.entropy_coef != 0.0)
 
     @property
     def fingerprint(self) -> Fingerprint | None:
@@ -154,7 +160,7 @@ class RecordedGradient:
         for recording, number in zip(self._recordings.values(), numbers, strict=True):
             recording.replays = number
 
-    def _record(self, key: tuple[object, ...], batch: Batch, settings: LossSettings) -> bool:
+    def _record(self, key: object, rows: FixedRows, settings: LossSettings) -> bool:
         """Record minibatches like this one, after the policy was evaluated; False if it cannot."""
         if self._fingerprint is None or Fingerprint(self._policy) != self._fingerprint:
             return False  # it changes itself when it is evaluated
@@ -162,7 +168,7 @@ class RecordedGradient:
             del self._recordings[next(iter(self._recordings))]
         known = self._fingerprint.tensors
         try:
-            self._recordings[key] = _Recording(self._policy, known, batch, settings)
+            self._recordings[key] = _Recording(self._policy, known, rows, settings)
         except UnsupportedError:
             return False
         return True
@@ -171,8 +177,19 @@ class RecordedGradient:
         return [metric.item() for metric in self._eager(batch, settings)]
 
 
+def _worth_it(batch: Batch) -> bool:
+    if batch.sequences is None:
+        return len(batch) <= _MOST_ROWS
+    rows = math.prod(batch.sequences.extended_shape)
+    return rows <= min(_MOST_ROWS_OF_SEQUENCES, _MOST_PADDING * len(batch))
+
+
+def _key(rows: FixedRows, settings: LossSettings) -> tuple[object, ...]:
+    return rows.shape, settings.entropy_coef != 0.0
+
+
 class _Recording:
-    """Forward and backward program for minibatches of one size.
+    """Forward and backward program for rows of one shape.
 
     Raises:
         UnsupportedError: The policy cannot be repeated.
@@ -182,28 +199,28 @@ class _Recording:
         self,
         policy: nn.Module,
         known: Sequence[Tensor],
-        batch: Batch,
+        rows: FixedRows,
         settings: LossSettings,
     ) -> None:
-        self.replays, self.num_rows = 0, len(batch)
+        self.replays, self.shape = 0, rows.sequences and rows.sequences.shape
         self._evaluator = Evaluator(policy)
-        self._obs, self._actions = map_tree(torch.clone, (batch.obs, batch.actions))
-        self._context = map_tree(torch.clone, batch.context)
-        inputs = leaves((self._obs, self._actions, self._context))
+        self._rows = rows.clone()
+        self._places: np.ndarray | slice = slice(None)
+        inputs = self._rows.tensors
         self._trained = [p for p in policy.parameters() if p.requires_grad]
         tape = Tape([*known, *inputs])
         with torch.enable_grad():
             with tape.record():
-                new = self._evaluate()
+                new = self._evaluate(self._rows)
             for name, output in new._asdict().items():
-                if not _is_column(output, len(batch)) or output.dtype != new.values.dtype:
+                if not _is_column(output, len(rows)) or output.dtype != new.values.dtype:
                     raise UnsupportedError(f"{name} is no vector of numbers, one for each row")
             self._pulling = [output.requires_grad for output in new]
             self._pulling[1] &= settings.entropy_coef != 0.0
             self._slopes = [torch.zeros_like(output) for output in new]
             tape.know(self._slopes)
             with tape.record():
-                gradients = self._differentiate(new)
+                gradients = self._differentiate(new, self._slopes)
         self._tape, self._outputs, self._gradients = tape, new, gradients
         self._whole = _programs(tape, self._trained, gradients)
         self._halves: dict[bool, _Programs] = {}
@@ -211,15 +228,15 @@ class _Recording:
         self._log_probs, self._entropy, self._values = (x.detach().numpy() for x in new)
         self._d_log_probs, self._d_entropy, self._d_values = (x.numpy() for x in self._slopes)
 
-    def _evaluate(self) -> Evaluation:
-        return self._evaluator(self._obs, self._actions, self._context)
+    def _evaluate(self, rows: FixedRows | Batch) -> Evaluation:
+        return self._evaluator(rows.obs, rows.actions, rows.context)
 
-    def _differentiate(self, new: Evaluation) -> Sequence[Tensor | None]:
+    def _differentiate(self, new: Evaluation, slopes: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """Gradients of the outputs, weighted with the slopes of the loss."""
         return torch.autograd.grad(
             list(itertools.compress(new, self._pulling)),
             self._trained,
-            list(itertools.compress(self._slopes, self._pulling)),
+            list(itertools.compress(slopes, self._pulling)),
             allow_unused=True,
         )
 
@@ -245,18 +262,24 @@ class _Recording:
             self._halves[critic] = _programs(self._tape, trained, gradients, outputs)
         return sides
 
-    def agrees(self) -> bool:
+    def agrees(self, batch: Batch | None = None) -> bool:
         """Whether autograd finds the same for the minibatch that was replayed last.
 
         With the slopes of the loss given: on an edge of the clip, rounding decides a row's slope.
+
+        Args:
+            batch: That minibatch; None: look at the rows that are held in its place.
         """
+        places = slice(None) if batch is None else self._places
         with torch.enable_grad():
-            new = self._evaluate()
-            gradients = self._differentiate(new)
+            new = self._evaluate(self._rows if batch is None else batch)
+            gradients = self._differentiate(new, [slope[places] for slope in self._slopes])
         replayed = self._log_probs, self._entropy, self._values
         for ours, output in zip(replayed, new, strict=True):
             truth = output.detach().numpy()
-            if not np.allclose(ours, truth, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True):
+            if not np.allclose(
+                ours[places], truth, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True
+            ):
                 return False
         floor = 0.1 * _TOLERANCE * sum(float(slope.abs().sum()) for slope in self._slopes)
         for parameter, gradient in zip(self._trained, gradients, strict=True):
@@ -267,30 +290,36 @@ class _Recording:
                 return False
         return True
 
-    def replay(self, inputs: Sequence[Tensor], batch: Batch, settings: LossSettings) -> list[float]:
-        """Write the gradient of a minibatch with these inputs; returns the `METRICS`."""
-        self._begin(self._whole, inputs)
+    def replay(self, rows: FixedRows, batch: Batch, settings: LossSettings) -> list[float]:
+        """Write the gradient of a minibatch with these rows; returns the `METRICS`."""
+        self._begin(self._whole, rows)
         loss, entropy, kl, clip_fraction = self._policy_loss(batch, settings)
-        error = value_loss(self._values, batch, settings, self._d_values)
+        error = self._value_loss(batch, settings)
         self._whole.finish()
         return [loss, error, entropy, kl, clip_fraction]
 
     def replay_half(
-        self, inputs: Sequence[Tensor], batch: Batch, settings: LossSettings, critic: bool
+        self, rows: FixedRows, batch: Batch, settings: LossSettings, critic: bool
     ) -> list[float]:
         """The same for one side of `split`."""
         programs = self._halves[critic]
-        self._begin(programs, inputs)
+        self._begin(programs, rows)
         if critic:
-            metrics = [value_loss(self._values, batch, settings, self._d_values)]
+            metrics = [self._value_loss(batch, settings)]
         else:
             metrics = self._policy_loss(batch, settings)
         programs.finish()
         return metrics
 
-    def _begin(self, programs: _Programs, inputs: Sequence[Tensor]) -> None:
+    def repeat(self) -> None:
+        """Compute once more what the last minibatch gave."""
+        self._whole.forward()
+        self._whole.finish()
+
+    def _begin(self, programs: _Programs, rows: FixedRows) -> None:
         self.replays += 1
-        for ours, theirs in zip(self._arrays, inputs, strict=True):
+        self._places = slice(None) if rows.places is None else rows.places
+        for ours, theirs in zip(self._arrays, rows.tensors, strict=True):
             np.copyto(ours, theirs.numpy())
         programs.forward()
 
@@ -299,16 +328,29 @@ class _Recording:
         advantages = batch.advantages.numpy()
         if settings.normalize_advantages:
             advantages = normalized(advantages)
+        slopes = self._d_log_probs[self._places]
         loss, kl, clip_fraction = policy_loss(
-            self._log_probs,
-            batch.log_probs.numpy(),
-            advantages,
-            settings,
-            self._d_log_probs,
+            self._log_probs[self._places], batch.log_probs.numpy(), advantages, settings, slopes
         )
-        self._d_entropy.fill(-settings.entropy_coef / len(advantages))
-        entropy = float(np.add.reduce(self._entropy)) / len(advantages)
+        self._pull(self._d_log_probs, slopes)
+        self._pull(self._d_entropy, -settings.entropy_coef / len(advantages))
+        entropy = float(np.add.reduce(self._entropy[self._places])) / len(advantages)
         return [loss, entropy, kl, clip_fraction]
+
+    def _value_loss(self, batch: Batch, settings: LossSettings) -> float:
+        """Write the slopes of the value loss; returns it."""
+        slopes = self._d_values[self._places]
+        loss = value_loss(self._values[self._places], batch, settings, slopes)
+        self._pull(self._d_values, slopes)
+        return loss
+
+    def _pull(self, slopes: np.ndarray, wanted: np.ndarray | float) -> None:
+        """Give the rows of the minibatch their slopes; others have none."""
+        if isinstance(self._places, slice):
+            slopes[:] = wanted
+        else:
+            slopes.fill(0.0)
+            slopes[self._places] = wanted
 
 
 def _is_column(output: object, rows: int) -> bool:
