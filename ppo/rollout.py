@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -161,13 +161,13 @@ class Batch:
 
     def minibatch_sequences(
         self, minibatch_size: int, generator: torch.Generator
-    ) -> list[Sequences | None]:
+    ) -> Sequence[Sequences | None]:
         """The sequences of each of the `minibatches` with such a generator, and nothing else."""
         return self._shuffled(minibatch_size, generator)[2]
 
     def _shuffled(
         self, minibatch_size: int, generator: torch.Generator | None
-    ) -> tuple[Tensor, list[int], list[Sequences | None]]:
+    ) -> tuple[Tensor, list[int], Sequence[Sequences | None]]:
         things = len(self) if self.sequences is None else len(self.sequences)
         chosen = torch.randperm(things, generator=generator)
         return self._deal(chosen, -(-len(self) // minibatch_size))
@@ -185,7 +185,9 @@ class Batch:
         for values in zip(*pieces, strict=True):
             yield Batch._unchecked(dict(zip(fields, values, strict=True)), None)
 
-    def _deal(self, chosen: Tensor, count: int) -> tuple[Tensor, list[int], list[Sequences | None]]:
+    def _deal(
+        self, chosen: Tensor, count: int
+    ) -> tuple[Tensor, list[int], Sequence[Sequences | None]]:
         """Deal rows or, if there are any, sequences, in this order to `count` batches.
 
         Returns the order of all rows, rows per batch, and the sequences of each.
@@ -196,7 +198,7 @@ class Batch:
         return chosen, [small + 1] * extra + [small] * (count - extra), [None] * count
 
     def _dealt(
-        self, order: Tensor, sizes: list[int], parts: list[Sequences | None]
+        self, order: Tensor, sizes: list[int], parts: Sequence[Sequences | None]
     ) -> Iterator[Batch]:
         """One gather for all of these batches, which are views of it."""
         fields = self.fields
@@ -218,17 +220,16 @@ def _pieces(tree: Any, order: Tensor | None, sizes: int | list[int]) -> Iterable
 
 def _deal_sequences(
     sequences: Sequences, chosen: np.ndarray, count: int
-) -> tuple[Tensor, list[int], list[Sequences | None]]:
+) -> tuple[Tensor, list[int], list[Sequences]]:
     """Deal sequences in this order to `count` minibatches of about the same number of rows."""
-    ends = np.cumsum(np.array(sequences.lengths)[chosen])
+    lengths = sequences.steps[chosen]
+    ends = np.cumsum(lengths)
     # A sequence goes to the minibatch in which its middle row falls.
-    middles = ends - np.array(sequences.lengths)[chosen] / 2
-    home = np.minimum((middles * count / ends[-1]).astype(np.int64), count - 1)
-    dealt = [sequences.rows(chosen[home == index]) for index in range(count)]
-    dealt = [(positions, part) for positions, part in dealt if len(positions)]
-    order = np.concatenate([positions for positions, _ in dealt])
-    sizes = [len(positions) for positions, _ in dealt]
-    return torch.from_numpy(order), sizes, [part for _, part in dealt]
+    home = np.minimum(((ends - lengths / 2) * count / ends[-1]).astype(np.int64), count - 1)
+    first = np.flatnonzero(np.diff(home, prepend=-1))  # of each minibatch; none is empty
+    order, dealt = sequences.rows(chosen)
+    counts = np.diff(first, append=len(chosen)).tolist()
+    return torch.from_numpy(order), np.add.reduceat(lengths, first).tolist(), dealt.split(counts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -30,10 +32,23 @@ class Sequences:
         """The same on another device."""
         return Sequences(self.lengths, self.states.to(device))
 
+    @functools.cached_property
+    def steps(self) -> np.ndarray:
+        """The lengths as an array `[S]`."""
+        return np.array(self.lengths, np.int64)
+
+    def split(self, counts: Iterable[int]) -> list[Sequences]:
+        """The first so many sequences, the next ones, and so on."""
+        parts, first = [], 0
+        for count in counts:
+            own = slice(first, first + count)
+            parts.append(Sequences(self.lengths[own], self.states[own]))
+            first += count
+        return parts
+
     def rows(self, chosen: np.ndarray) -> tuple[np.ndarray, Sequences]:
         """Choose sequences; returns the positions of their rows, and them."""
-        everyone = np.array(self.lengths, np.int64)
-        lengths, first = everyone[chosen], _starts(everyone)[chosen]
+        lengths, first = self.steps[chosen], _starts(self.steps)[chosen]
         # Within a sequence positions go up by one; between sequences they jump.
         positions = np.arange(lengths.sum()) + np.repeat(first - _starts(lengths), lengths)
         states = self.states[torch.from_numpy(chosen).to(self.states.device)]
@@ -61,7 +76,7 @@ class Sequences:
             lie among theirs, `[B]`.
         """
         count, longest = self.extended_shape
-        lengths, step = np.array(self.lengths, np.int64), np.arange(longest)
+        lengths, step = self.steps, np.arange(longest)
         positions = np.zeros((count, longest), np.int64)
         last = lengths[:, None] - 1
         np.add(_starts(lengths)[:, None], np.minimum(step, last), out=positions[: len(self)])

@@ -48,7 +48,7 @@ class FixedRows:
         rows = torch.from_numpy(positions)
 
         def chosen(tensor: Tensor) -> Tensor:
-            return tensor[rows]
+            return tensor.index_select(0, rows)
 
         obs, actions = map_tree(chosen, (batch.obs, batch.actions))
         return cls(obs, actions, None if masks is None else chosen(masks), sequences, places)

@@ -641,8 +641,8 @@ COLLECTOR = [
     Mutant(
         "minibatches are larger than asked for",
         "rollout.py",
-        "-(-rows // minibatch_size)",
-        "max(rows // minibatch_size, 1)",
+        "-(-len(self) // minibatch_size)",
+        "max(len(self) // minibatch_size, 1)",
         ("rollout",),
     ),
     Mutant(
