@@ -210,6 +210,12 @@ class Batch:
 
 def _pieces(tree: Any, order: Tensor | None, sizes: int | list[int]) -> Iterable[Any]:
     """A tree's rows in this order (None: theirs), cut into pieces of these sizes."""
+    if isinstance(tree, Tensor):  # by torch's own calls, without Python between
+        rows = tree if order is None else tree.index_select(0, order)
+        if isinstance(sizes, list):
+            return [rows] if len(sizes) == 1 else rows.split_with_sizes(sizes)
+        parts: Iterable[Any] = rows.split(sizes)
+        return parts
     if isinstance(tree, Mapping):
         items = [_pieces(item, order, sizes) for item in tree.values()]
         return (dict(zip(tree, row, strict=True)) for row in zip(*items, strict=True))

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -233,12 +233,9 @@ class _Recording:
 
     def _differentiate(self, new: Evaluation, slopes: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """Gradients of the outputs, weighted with the slopes of the loss."""
-        return torch.autograd.grad(
-            list(itertools.compress(new, self._pulling)),
-            self._trained,
-            list(itertools.compress(slopes, self._pulling)),
-            allow_unused=True,
-        )
+        pulling = itertools.compress(new, self._pulling)
+        loss = _Sloped.apply([*itertools.compress(slopes, self._pulling)], *pulling)  # type: ignore[no-untyped-call]
+        return torch.autograd.grad(loss, self._trained, allow_unused=True)
 
     def split(
         self, networks: Sequence[Sequence[nn.Parameter]]
@@ -351,6 +348,23 @@ class _Recording:
         else:
             slopes.fill(0.0)
             slopes[self._places] = wanted
+
+
+class _Sloped(torch.autograd.Function):
+    """A loss of which nothing is known but its slopes.
+
+    `torch.autograd.grad` takes them as `grad_outputs`, too, but then imports sympy, for a quarter
+    of a second.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, slopes: list[Tensor], *outputs: Tensor) -> Tensor:
+        ctx.slopes = slopes
+        return outputs[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.slopes
 
 
 def _is_column(output: object, rows: int) -> bool:

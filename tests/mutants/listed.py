@@ -988,8 +988,8 @@ LEARNER = [
     Mutant(
         "gradients are clipped at half the limit",
         "learner/flat_optimizer.py",
-        "_clip_on_cpu(gradient.numpy(), max_grad_norm)",
-        "_clip_on_cpu(gradient.numpy(), max_grad_norm / 2)",
+        "_clip_on_cpu(gradient, max_grad_norm)",
+        "_clip_on_cpu(gradient, max_grad_norm / 2)",
         ("flat_adam",),
     ),
 ]
