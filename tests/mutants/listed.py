@@ -865,14 +865,14 @@ LEARNER = [
     ),
     Mutant(
         "rows that mean nothing keep the slopes of rows of the last minibatch",
-        "learner/recorded.py",
+        "learner/gradient_recording.py",
         "            slopes.fill(0.0)\n",
         "",
         ("recorded_sequences",),
     ),
     Mutant(
         "a recording of sequences is only compared with itself",
-        "learner/recorded.py",
+        "learner/gradient_recording.py",
         "self._evaluate(self._rows if batch is None else batch)",
         "self._evaluate(self._rows)",
         ("recorded_sequences",),
@@ -914,7 +914,7 @@ LEARNER = [
     ),
     Mutant(
         "the recorded gradient punishes entropy",
-        "learner/recorded.py",
+        "learner/gradient_recording.py",
         "_d_entropy, -settings.entropy_coef",
         "_d_entropy, settings.entropy_coef",
         ("recorded", "learner"),
