@@ -489,14 +489,14 @@ DISTRIBUTIONS = [
     Mutant(
         "the actor of the workers takes no noise",
         "policies/snapshot.py",
-        "np.argmax(h + noise, axis=-1)",
-        "np.argmax(h, axis=-1)",
+        "(last + noise).argmax(axis=-1)",
+        "last.argmax(axis=-1)",
         ("snapshot",),
     ),
     Mutant(
         "the actor of the workers does not clip observations",
         "policies/snapshot.py",
-        "np.minimum(h, self._high, out=h)",
+        "np.minimum(h, high, out=h)",
         "pass",
         ("snapshot",),
     ),
