@@ -164,6 +164,16 @@ class FaultyEnv(CountingEnv):
         return (self.steps == self.at_step and self.fault(self)) or result
 
 
+def announced(fault):
+    """The fault, said on the standard output before it happens."""
+
+    def happen(env):
+        os.write(1, b"now\n")
+        return fault(env)
+
+    return happen
+
+
 def crash(env):
     raise RuntimeError("the physics exploded")
 

@@ -540,14 +540,16 @@ HANGING = """
 import multiprocessing
 import sys
 import time
-from environments import FaultyEnv, hang, hang_holding_the_gil
+from environments import FaultyEnv, announced, hang, hang_holding_the_gil
 from known_policies import SnapshotCountPolicy
 from processes import children
 from ppo import RolloutCollector
 
 faults = [hang, hang_holding_the_gil] if sys.argv[1] == "alone" else [hang, hang]
 collector = RolloutCollector(
-    [lambda fault=fault: FaultyEnv(fault, step=1) for fault in faults], num_workers=2, seed=0
+    [lambda fault=fault: FaultyEnv(announced(fault), step=1) for fault in faults],
+    num_workers=2,
+    seed=0,
 )
 print(*children(), flush=True)
 if sys.argv[1] == "sibling":
@@ -566,7 +568,7 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path, company):
         workers |= {int(pid) for pid in script.stdout.readline().split()}
         others |= {int(pid) for pid in script.stdout.readline().split()} - workers
         assert len(workers) == 2
-        time.sleep(0.5)  # let the environments begin to hang
+        assert [script.stdout.readline() for _ in workers] == ["now\n", "now\n"]
         script.kill()
         script.wait()
         assert wait_until(lambda: not any(map(is_alive, workers)), SOON)
@@ -579,16 +581,15 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path, company):
 
 HELPERS = """
 import sys
-from environments import hang_holding_the_gil
+from environments import announced, hang_holding_the_gil
 from known_policies import SnapshotCountPolicy
 from test_worker_faults import WithHelper
 from ppo import RolloutCollector
 
 path = sys.argv[1]
 collector = RolloutCollector(
-    [lambda: WithHelper(hang_holding_the_gil, path, step=1)], num_workers=1, seed=0
+    [lambda: WithHelper(announced(hang_holding_the_gil), path, step=1)], num_workers=1, seed=0
 )
-print("ready", flush=True)
 collector.collect(SnapshotCountPolicy(), 5)
 """
 
@@ -597,8 +598,7 @@ def test_what_environments_started_does_not_outlive_a_parent_that_is_killed(tmp_
     script = start_script(tmp_path / "script.py", HELPERS, tmp_path / "helpers")
     helpers = []
     try:
-        assert script.stdout.readline() == "ready\n"
-        time.sleep(0.5)  # let the environment begin to hang
+        assert script.stdout.readline() == "now\n"
         helpers = [int(pid) for pid in (tmp_path / "helpers").read_text().split()]
         assert len(helpers) == 2
         assert all(map(is_alive, helpers))
@@ -613,12 +613,17 @@ def test_what_environments_started_does_not_outlive_a_parent_that_is_killed(tmp_
 
 
 INTERRUPTED = """
-from environments import FaultyEnv, hang
+import signal
+from environments import FaultyEnv, announced, hang
 from known_policies import SnapshotCountPolicy
 from processes import children
 from ppo import RolloutCollector
 
-with RolloutCollector(lambda: FaultyEnv(hang, step=2), num_envs=2, num_workers=2) as collector:
+# A shell that starts the tests in the background has them, and this, ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with RolloutCollector(
+    lambda: FaultyEnv(announced(hang), step=2), num_envs=2, num_workers=2
+) as collector:
     print(*children(), flush=True)
     try:
         collector.collect(SnapshotCountPolicy(), 5)
@@ -630,10 +635,15 @@ with RolloutCollector(lambda: FaultyEnv(hang, step=2), num_envs=2, num_workers=2
 def test_ctrl_c_reaches_the_parent_alone(tmp_path):
     """A terminal sends SIGINT to the whole group; the workers keep quiet and are ended."""
     script = start_script(tmp_path / "script.py", INTERRUPTED, start_new_session=True)
-    workers = [int(pid) for pid in script.stdout.readline().split()]
-    assert len(workers) == 2
-    time.sleep(0.5)
-    os.killpg(script.pid, signal.SIGINT)
-    out, err = script.communicate(timeout=60)
-    assert (script.returncode, out, err) == (0, "interrupted\n", "")
-    assert not any(map(is_alive, workers))
+    workers = []
+    try:
+        workers += map(int, script.stdout.readline().split())
+        assert [script.stdout.readline() for _ in workers] == ["now\n", "now\n"]
+        os.killpg(script.pid, signal.SIGINT)
+        out, err = script.communicate(timeout=60)
+        assert (script.returncode, out, err) == (0, "interrupted\n", "")
+        assert not any(map(is_alive, workers))
+    finally:
+        script.kill()
+        for pid in filter(is_alive, workers):
+            os.kill(pid, signal.SIGKILL)
