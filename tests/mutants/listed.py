@@ -1219,6 +1219,34 @@ FAMILIES = [
 
 FAULTS = [
     Mutant(
+        "agents of an environment that raised keep their rows",
+        "collector/agent_columns.py",
+        "self._finals += give_up_row(",
+        "(",
+        ("agent_columns",),
+    ),
+    Mutant(
+        "what agents left in a step that was lost stays",
+        "collector/agent_columns.py",
+        "del self._finals[kept[0] :], self._episodes[kept[1] :]",
+        "pass",
+        ("agent_columns",),
+    ),
+    Mutant(
+        "agents of one environment are taken for environments",
+        "collector/whereabouts.py",
+        "index // num_agents",
+        "index",
+        ("agent_columns",),
+    ),
+    Mutant(
+        "one restart more than allowed",
+        "collector/faults.py",
+        "if self._left == 0:",
+        "if self._left < 0:",
+        ("restarts",),
+    ),
+    Mutant(
         "rows of agents that are gone count",
         "collector/agent_columns.py",
         "self._valid[t] = self._acting.reshape(-1)",
@@ -1235,7 +1263,7 @@ FAULTS = [
     Mutant(
         "an agent that returns goes on with the return of its life before",
         "collector/agent_columns.py",
-        "if over or agent not in acting:",
+        "if over or agent not in chosen:",
         "if over:",
         ("agent_columns",),
     ),
