@@ -165,10 +165,10 @@ class FaultyEnv(CountingEnv):
 
 
 def announced(fault):
-    """The fault, said on the standard output before it happens."""
+    """The fault, before which the standard output gets the number of the process."""
 
     def happen(env):
-        os.write(1, b"now\n")
+        os.write(1, b"%d\n" % os.getpid())
         return fault(env)
 
     return happen
