@@ -164,6 +164,16 @@ class FaultyEnv(CountingEnv):
         return (self.steps == self.at_step and self.fault(self)) or result
 
 
+def announced(fault):
+    """The fault, before which the standard output gets the number of the process."""
+
+    def happen(env):
+        os.write(1, b"%d\n" % os.getpid())
+        return fault(env)
+
+    return happen
+
+
 def crash(env):
     raise RuntimeError("the physics exploded")
 

@@ -73,3 +73,24 @@ class CountingAgents:
 
     def close(self):
         self.closed += 1
+
+
+class FaultyAgents(CountingAgents):
+    """Does something terrible in the n-th step, or in the n-th reset, of its life."""
+
+    def __init__(self, fault, *args, step=0, reset=0, **options):
+        super().__init__(*args, **options)
+        self.fault, self.at_step, self.at_reset = fault, step, reset
+        self.steps = self.resets = 0
+
+    def reset(self, seed=None, options=None):
+        self.resets += 1
+        if self.resets == self.at_reset:
+            self.fault(self)
+        return super().reset(seed, options)
+
+    def step(self, actions):
+        self.steps += 1
+        if self.steps == self.at_step:
+            self.fault(self)
+        return super().step(actions)

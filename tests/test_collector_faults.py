@@ -1,7 +1,9 @@
 """Whose environment is closed by whom, what is refused, and environments that break."""
 
+import os
 import sys
 import warnings
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -28,10 +30,13 @@ from environments import (
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from known_policies import CountPolicy, SnapshotCountPolicy
+from processes import children, wait_until
 
+import ppo
 from ppo import PPOAgent, PPOConfig
 from ppo.collector import RolloutCollector
 from ppo.errors import ClosedError, EnvError, NonFiniteError, SpaceError
+from ppo.learner import learner
 from ppo.policies import Evaluation, make_policy
 
 MODES = pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
@@ -260,17 +265,20 @@ class Interrupt(BaseException):
     """Like KeyboardInterrupt, and nobody else's."""
 
 
-def interrupted_after(lines, call):
-    """Raise `Interrupt` in the n-th line that the collector's modules run during a call."""
-    left = lines
+PACKAGE = str(Path(ppo.__file__).parent)
+
+
+def interrupted_after(lines, call, part="/collector/"):
+    """Raise `Interrupt` in the n-th line that modules of a part run, here, during a call."""
+    left, process = lines, os.getpid()
 
     def trace(frame, event, arg):
         nonlocal left
-        if "/ppo/collector/" not in frame.f_code.co_filename:
+        if not frame.f_code.co_filename.startswith(PACKAGE + part):
             return None
         if event == "line":
             left -= 1
-            if left == 0:
+            if left == 0 and os.getpid() == process:  # a fork is traced, too
                 raise Interrupt
         return trace
 
@@ -312,6 +320,24 @@ def test_an_interrupt_at_any_line_never_leads_to_a_stale_row(num_workers, policy
         else:
             assert_identical(rollouts, reference[:2])
     assert refused > 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_an_interrupt_at_any_line_of_learn_leaves_an_agent_that_goes_on_and_no_process(monkeypatch):
+    """With workers, and with the process that trains the critic."""
+    monkeypatch.setattr(learner, "_MOST_SLOWER", 10**9)
+    config = PPOConfig(num_envs=4, num_steps=16, num_epochs=4, minibatch_size=32)
+    before, goal = children(), 5 * 64
+    rng = np.random.default_rng(1)
+    for lines in rng.integers(1000, 60000, 6):
+        agent = PPOAgent(config=config, seed=0)
+        with pytest.raises(Interrupt):
+            interrupted_after(int(lines), lambda a=agent: a.learn("CartPole-v1", goal), "/")
+        assert wait_until(lambda: children() <= before)
+        steps = agent.steps
+        assert steps < goal
+        assert agent.learn("CartPole-v1", 64).steps == steps + 64
+        assert all(torch.isfinite(parameter).all() for parameter in agent.policy.parameters())
 
 
 # --- environments that break

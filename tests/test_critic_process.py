@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from processes import children, wait_until
+from processes import children, is_alive, start_script, wait_until
 from small_policies import (
     BOX,
     OwnPolicy,
@@ -33,13 +33,13 @@ def never_given_up(monkeypatch):
     monkeypatch.setattr(learner, "_MOST_SLOWER", 10**9)
 
 
-def trained(make, wanted, *, rows=50, disturb=None, **options):
+def trained(make, wanted, *, rows=(50,) * UPDATES, disturb=None, **options):
     """State and metrics of some updates, and the number of those that two processes took."""
     policy, taken, metrics = make(), 0, []
     learner = make_learner(policy, **options)
     with learner.helped(wanted):
         for number in range(UPDATES):
-            batch = make_batch(policy, rows, seed=number)
+            batch = make_batch(policy, rows[number], seed=number)
             if disturb is not None:
                 disturb(number, policy, learner, batch)
             metrics.append(improve(learner, batch, seed=number))
@@ -97,10 +97,25 @@ def test_a_normaliser_that_moves_between_updates_moves_in_both():
     assert_bitwise_equal(runs[0][0], runs[1][0])
 
 
-def test_other_minibatches_bring_another_process():
+@pytest.mark.parametrize(
+    ("rows", "count"), [((48, 48, 48, 64, 80), 3), ((50, 50, 50, 40, 50), 1)], ids=str
+)
+def test_batches_of_another_size_bring_another_process_or_none(rows, count):
+    """Another one for the same minibatches, none for minibatches that were never recorded."""
+    runs = [trained(build, wanted, rows=rows) for wanted in (False, True)]
+    assert runs[1][2] == count
+    assert_bitwise_equal(runs[0][0], runs[1][0])
+    assert runs[0][1] == runs[1][1]
+
+
+def test_what_is_loaded_between_updates_is_trained_on_in_both():
+    loaded = []
+
     def disturb(number, policy, learner, batch):
-        if number == 3 and learner._helper is not None:
-            learner._helper.fits = lambda *_: False
+        if number == 1:
+            loaded.append(learner.state_dict())
+        if number == 4:
+            learner.load_state_dict(loaded.pop())
 
     runs = [trained(build, wanted, disturb=disturb) for wanted in (False, True)]
     assert runs[1][2] == UPDATES - 2
@@ -121,12 +136,19 @@ def test_a_layer_exchanged_between_updates_is_trained():
 def test_a_process_that_fails_is_done_without(signum, monkeypatch):
     monkeypatch.setattr(critic_process, "_PATIENCE", 0.3)
 
+    replays = []
+
+    def look_on(number, policy, learner, batch):
+        if number == 4:
+            replays.append(learner._gradient.replays)
+
     def disturb(number, policy, learner, batch):
         if number == 3:
             os.kill(learner._helper._process.pid, signum)
+        look_on(number, policy, learner, batch)
 
     before = children()
-    alone, metrics, _ = trained(build, False)
+    alone, metrics, _ = trained(build, False, disturb=look_on)
     start = time.monotonic()
     with pytest.warns(RuntimeWarning, match="trained the critic failed"):
         together, others, taken = trained(build, True, disturb=disturb)
@@ -134,13 +156,20 @@ def test_a_process_that_fails_is_done_without(signum, monkeypatch):
     assert taken == 1
     assert_bitwise_equal(alone, together)
     assert metrics == others
+    assert replays[0] == replays[1]  # they decide when a recording is compared
     assert wait_until(lambda: children() <= before)
 
 
 @pytest.mark.parametrize(
-    ("field", "name"), [("returns", "value_loss"), ("advantages", "policy_loss")]
+    ("field", "value", "name"),
+    [
+        ("returns", np.inf, "value_loss"),
+        ("returns", 1e30, "value_loss"),  # and its gradient is clipped to nothing
+        ("advantages", np.inf, "policy_loss"),
+    ],
+    ids=str,
 )
-def test_an_update_that_turns_infinite_is_undone_in_both(field, name):
+def test_an_update_that_turns_infinite_is_undone_in_both(field, value, name):
     policy = build()
     learner = make_learner(policy)
     with learner.helped():
@@ -149,12 +178,26 @@ def test_an_update_that_turns_infinite_is_undone_in_both(field, name):
         assert learner._helper is not None
         before = parts(policy, learner)
         batch = make_batch(policy)
-        getattr(batch, field)[5] = np.inf
+        getattr(batch, field)[5] = value
         with pytest.raises(NonFiniteError, match=f"{name}.* became non-finite"):
             improve(learner, batch)
         assert_bitwise_equal(before, parts(policy, learner))
         improve(learner, make_batch(policy))
     assert not torch.equal(before["policy.value_head.weight"], policy.value_head.weight)
+
+
+def test_parameters_that_their_last_step_made_infinite_are_undone_in_both(monkeypatch):
+    monkeypatch.setattr(critic_process, "_FEWEST_STEPS", 1)
+    policy = build()
+    learner = make_learner(policy, num_epochs=1, minibatch_size=48)
+    with learner.helped():
+        for seed in range(4):
+            improve(learner, make_batch(policy, seed=seed))
+        assert learner._helper is not None
+        before = parts(policy, learner)
+        with pytest.raises(NonFiniteError, match="parameters became non-finite"):
+            improve(learner, make_batch(policy), learning_rate=1e39)
+    assert_bitwise_equal(before, parts(policy, learner))
 
 
 @pytest.mark.parametrize("part", ["actor_body", "critic_body"])
@@ -229,3 +272,64 @@ def test_parameters_are_shared_with_children_only_while_it_may_be_used():
         assert changed_by_a_fork(policy)
     policy.value_head.weight.data.fill_(1.0)
     assert not changed_by_a_fork(policy)
+
+
+HELPED = """
+import multiprocessing
+import signal
+import time
+from small_policies import build, improve, make_batch, make_learner
+from ppo.learner import learner as module
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+module._MOST_SLOWER = 10**9
+policy = build()
+learner = make_learner(policy)
+with learner.helped():
+    for seed in range(4):
+        improve(learner, make_batch(policy, seed=seed))
+    fork = multiprocessing.get_context("fork")
+    sibling = fork.Process(target=time.sleep, args=(60,), daemon=True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the sibling
+    sibling.start()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        print(learner._helper._process.pid, sibling.pid, flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        improve(learner, make_batch(policy, seed=seed))
+        print("went on", learner._helper._process.pid, flush=True)
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """A program that trains with a second process and then sleeps, and that process."""
+    script = start_script(tmp_path / "script.py", HELPED, start_new_session=True)
+    pids = []
+    try:
+        pids += map(int, script.stdout.readline().split())
+        assert len(pids) == 2
+        yield script, pids[0]
+    finally:
+        script.kill()
+        for pid in filter(is_alive, pids):
+            os.kill(pid, signal.SIGKILL)
+        script.communicate()
+
+
+def test_ctrl_c_reaches_the_parent_alone(script):
+    """A terminal sends SIGINT to the whole group."""
+    script, helper = script
+    os.killpg(script.pid, signal.SIGINT)
+    out, err = script.communicate(timeout=60)
+    assert (script.returncode, out, err) == (0, f"went on {helper}\n", "")
+    assert not is_alive(helper)
+
+
+def test_it_does_not_outlive_a_parent_that_is_killed(script):
+    """Even if another child of the parent holds open what it listens to."""
+    script, helper = script
+    assert is_alive(helper)
+    script.kill()
+    assert wait_until(lambda: not is_alive(helper))

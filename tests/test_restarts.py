@@ -233,16 +233,17 @@ def test_the_budget_is_one_for_all_workers():
 
 
 def test_a_factory_that_fails_ever_after_spends_the_budget():
-    made = []
+    calls = []
 
     def make():
-        if made:
+        calls.append(1)
+        if len(calls) > 1:
             raise RuntimeError("no more licences")
-        made.append(FaultyEnv(crash, step=2))
-        return made[-1]
+        return FaultyEnv(crash, step=2)
 
     with pytest.raises(EnvError, match=r"max_restarts = 10 .*no more licences"):
         collect(make, (5,), CountPolicy(), num_envs=1, on_fault="restart")
+    assert len(calls) == 1 + 10
 
 
 def test_an_environment_made_anew_with_other_spaces_is_refused():

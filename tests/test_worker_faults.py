@@ -50,6 +50,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 ACTING = pytest.mark.parametrize(
     "policy", [SnapshotCountPolicy(), CountPolicy()], ids=["workers act", "parent acts"]
 )
+METHODS = pytest.mark.parametrize(
+    "method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)]
+)
 SOON = 10.0
 """Seconds within which a fault must be known, with room for a busy machine."""
 
@@ -281,9 +284,7 @@ def servers():
     multiprocessing.resource_tracker.ensure_running()
 
 
-@pytest.mark.parametrize(
-    "method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)]
-)
+@METHODS
 @pytest.mark.parametrize("moment", PLACES)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_fault_is_named_with_its_place_and_stack(fault, moment, method, servers, nothing_left):
@@ -315,14 +316,17 @@ def test_one_fault_is_named_by_a_spawned_worker_too(servers, nothing_left):
     assert "in segfault" in str(caught.value)
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@METHODS
 def test_a_death_is_known_within_a_second_while_a_sibling_hangs(method, servers, nothing_left):
+    before = children()
     factories = [lambda: FaultyEnv(hang, step=2), lambda: FaultyEnv(kill, step=2)]
     collector = RolloutCollector(factories, num_workers=2, seed=0, start_method=method)
     begin = time.monotonic()
-    with collector, pytest.raises(WorkerError, match="SIGKILL"):
-        collector.collect(SnapshotCountPolicy(), 5)
-    assert time.monotonic() - begin < 1.5  # with room for a busy machine
+    with collector:
+        with pytest.raises(WorkerError, match="SIGKILL"):
+            collector.collect(SnapshotCountPolicy(), 5)
+        assert time.monotonic() - begin < 1.5  # with room for a busy machine
+        assert children() <= before  # the sibling has ended, too
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
@@ -352,17 +356,18 @@ class WithHelper(FaultyEnv):
             print(self.helper.pid, self.forked.pid, file=file)
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@METHODS
 @pytest.mark.parametrize("fault", [None, crash, kill, hang], ids=str)
 def test_what_an_environment_started_ends_with_its_worker(
     fault, method, tmp_path, servers, nothing_left
 ):
     path = tmp_path / "helpers"
     factory = lambda: WithHelper(fault, path, step=3 * (fault is not None))  # noqa: E731
-    begin = time.monotonic()
-    with RolloutCollector(
+    collector = RolloutCollector(
         factory, num_envs=2, num_workers=2, seed=0, start_method=method, step_timeout=0.7
-    ) as collector:
+    )
+    begin = time.monotonic()
+    with collector:
         if fault is None:
             collector.collect(SnapshotCountPolicy(), 5)
         else:
@@ -399,6 +404,43 @@ def test_an_interrupt_ends_workers_that_hang_and_the_collector_refuses(policy, n
         assert children() <= before
         with pytest.raises(ClosedError, match="Interrupt in collect"):
             collector.collect(policy, 5)
+
+
+class BadlyClosed(CountingEnv):
+    """Does something terrible instead of being closed."""
+
+    def __init__(self, fault):
+        super().__init__()
+        self.fault = fault
+
+    def close(self):
+        self.fault(self)
+
+
+@METHODS
+@pytest.mark.parametrize(
+    "fault",
+    [crash, hang, hang_ignoring_sigterm, hang_holding_the_gil, leave, kill, segfault, stop],
+    ids=lambda fault: fault.__name__,
+)
+def test_an_environment_that_closes_badly_keeps_neither_the_parent_nor_the_others(
+    fault, method, tmp_path, servers, nothing_left
+):
+    class Closing(CountingEnv):
+        def close(self):
+            (tmp_path / "closed").touch()
+
+    before = children()
+    collector = RolloutCollector(
+        [lambda: BadlyClosed(fault), Closing], num_workers=2, seed=0, start_method=method
+    )
+    collector.collect(SnapshotCountPolicy(), 3)
+    begin = time.monotonic()
+    collector.close()
+    assert time.monotonic() - begin < 4.0
+    collector.close()
+    assert children() <= before
+    assert (tmp_path / "closed").exists()
 
 
 class Interrupting(CountPolicy):
@@ -540,33 +582,33 @@ HANGING = """
 import multiprocessing
 import sys
 import time
-from environments import FaultyEnv, hang, hang_holding_the_gil
+from environments import FaultyEnv, announced, hang, hang_holding_the_gil
 from known_policies import SnapshotCountPolicy
 from processes import children
 from ppo import RolloutCollector
 
-faults = [hang, hang_holding_the_gil] if sys.argv[1] == "alone" else [hang, hang]
 collector = RolloutCollector(
-    [lambda fault=fault: FaultyEnv(fault, step=1) for fault in faults], num_workers=2, seed=0
+    [lambda f=fault: FaultyEnv(announced(f), step=1) for fault in (hang, hang_holding_the_gil)],
+    num_workers=2,
+    seed=0,
+    start_method=sys.argv[1],
 )
-print(*children(), flush=True)
-if sys.argv[1] == "sibling":
+if sys.argv[2] == "sibling":
     multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)).start()
 print(*children(), flush=True)
 collector.collect(SnapshotCountPolicy(), 5)
 """
 
 
+@METHODS
 @pytest.mark.parametrize("company", ["alone", "sibling"])
-def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path, company):
+def test_workers_do_not_outlive_a_parent_that_is_killed(method, company, tmp_path):
     """Not while they hang, even with the GIL held or while the parent has other children."""
     workers, others = set(), set()
-    script = start_script(tmp_path / "script.py", HANGING, company)
+    script = start_script(tmp_path / "script.py", HANGING, method, company)
     try:
-        workers |= {int(pid) for pid in script.stdout.readline().split()}
-        others |= {int(pid) for pid in script.stdout.readline().split()} - workers
-        assert len(workers) == 2
-        time.sleep(0.5)  # let the environments begin to hang
+        others |= {int(pid) for pid in script.stdout.readline().split()}
+        workers |= {int(script.stdout.readline()) for _ in range(2)}
         script.kill()
         script.wait()
         assert wait_until(lambda: not any(map(is_alive, workers)), SOON)
@@ -579,16 +621,15 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path, company):
 
 HELPERS = """
 import sys
-from environments import hang_holding_the_gil
+from environments import announced, hang_holding_the_gil
 from known_policies import SnapshotCountPolicy
 from test_worker_faults import WithHelper
 from ppo import RolloutCollector
 
 path = sys.argv[1]
 collector = RolloutCollector(
-    [lambda: WithHelper(hang_holding_the_gil, path, step=1)], num_workers=1, seed=0
+    [lambda: WithHelper(announced(hang_holding_the_gil), path, step=1)], num_workers=1, seed=0
 )
-print("ready", flush=True)
 collector.collect(SnapshotCountPolicy(), 5)
 """
 
@@ -597,8 +638,7 @@ def test_what_environments_started_does_not_outlive_a_parent_that_is_killed(tmp_
     script = start_script(tmp_path / "script.py", HELPERS, tmp_path / "helpers")
     helpers = []
     try:
-        assert script.stdout.readline() == "ready\n"
-        time.sleep(0.5)  # let the environment begin to hang
+        assert int(script.stdout.readline())
         helpers = [int(pid) for pid in (tmp_path / "helpers").read_text().split()]
         assert len(helpers) == 2
         assert all(map(is_alive, helpers))
@@ -613,12 +653,17 @@ def test_what_environments_started_does_not_outlive_a_parent_that_is_killed(tmp_
 
 
 INTERRUPTED = """
-from environments import FaultyEnv, hang
+import signal
+from environments import FaultyEnv, announced, hang
 from known_policies import SnapshotCountPolicy
 from processes import children
 from ppo import RolloutCollector
 
-with RolloutCollector(lambda: FaultyEnv(hang, step=2), num_envs=2, num_workers=2) as collector:
+# A shell that starts the tests in the background has them, and this, ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with RolloutCollector(
+    lambda: FaultyEnv(announced(hang), step=2), num_envs=2, num_workers=2
+) as collector:
     print(*children(), flush=True)
     try:
         collector.collect(SnapshotCountPolicy(), 5)
@@ -630,10 +675,15 @@ with RolloutCollector(lambda: FaultyEnv(hang, step=2), num_envs=2, num_workers=2
 def test_ctrl_c_reaches_the_parent_alone(tmp_path):
     """A terminal sends SIGINT to the whole group; the workers keep quiet and are ended."""
     script = start_script(tmp_path / "script.py", INTERRUPTED, start_new_session=True)
-    workers = [int(pid) for pid in script.stdout.readline().split()]
-    assert len(workers) == 2
-    time.sleep(0.5)
-    os.killpg(script.pid, signal.SIGINT)
-    out, err = script.communicate(timeout=60)
-    assert (script.returncode, out, err) == (0, "interrupted\n", "")
-    assert not any(map(is_alive, workers))
+    workers = []
+    try:
+        workers += map(int, script.stdout.readline().split())
+        assert {int(script.stdout.readline()) for _ in workers} == set(workers)
+        os.killpg(script.pid, signal.SIGINT)
+        out, err = script.communicate(timeout=60)
+        assert (script.returncode, out, err) == (0, "interrupted\n", "")
+        assert not any(map(is_alive, workers))
+    finally:
+        script.kill()
+        for pid in filter(is_alive, workers):
+            os.kill(pid, signal.SIGKILL)

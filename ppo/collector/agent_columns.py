@@ -6,16 +6,19 @@ alone: agents act at the same time, and share one policy.
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ppo.collector.buffers import Buffers
-from ppo.collector.columns import Final, Harvest, draw_seed
+from ppo.collector.columns import Final, Harvest, draw_seed, give_up_row
+from ppo.collector.env_columns import make_by
+from ppo.collector.faults import Restarts, env_fault
 from ppo.collector.replay import Bookmark, kind_of, stream_at
-from ppo.errors import EnvError, SpaceError
+from ppo.envs import EnvFactory
+from ppo.errors import PPOError, SpaceError
 from ppo.rollout import Episode
 from ppo.spaces import (
     MASK_KEY,
@@ -41,6 +44,9 @@ class AgentColumns:
         seeds: One generator of episode seeds per environment.
         first: Index of the first environment.
         borrowed: The caller's own environment among them, never closed.
+        factories: One per environment, to make it anew.
+        max_restarts: How many times an environment that raised is made anew, over all of them;
+            after that, its error is raised.
     """
 
     def __init__(
@@ -49,14 +55,22 @@ class AgentColumns:
         seeds: Sequence[np.random.Generator],
         first: int = 0,
         borrowed: Any = None,
+        factories: Sequence[EnvFactory] = (),
+        max_restarts: int = 0,
     ) -> None:
         self._envs, self._seeds, self._borrowed = list(envs), list(seeds), borrowed
+        self._factories, self._restarts = factories, Restarts(max_restarts)
         self._agents = list(self._envs[0].possible_agents)
         self.first = first * len(self._agents)
         self._first_env = first
         self.num_envs = len(self._envs) * len(self._agents)
         try:
-            self.observation_space, self.action_space = self._shared_spaces()
+            if not self._agents:
+                raise SpaceError("possible_agents is empty; there is nobody to act")
+            self.observation_space = self._envs[0].observation_space(self._agents[0])
+            self.action_space = self._envs[0].action_space(self._agents[0])
+            for env in self._envs:
+                self._check(env)
             make_action_adapter(self.action_space)
             self._layout = ObservationLayout(check_observation_space(self.observation_space))
         except SpaceError:
@@ -72,28 +86,30 @@ class AgentColumns:
         self._finals: list[Final] = []
         self._episodes: list[tuple[int, Episode]] = []
 
-    def _shared_spaces(self) -> tuple[Any, Any]:
-        found: tuple[Any, Any] | None = None
-        for env in self._envs:
-            if list(env.possible_agents) != self._agents:
+    def _check(self, env: Any) -> None:
+        """Raise `SpaceError` for one with other agents, or with agents of other spaces."""
+        agents = list(getattr(env, "possible_agents", ()))
+        if agents != self._agents:
+            raise SpaceError(
+                f"environments differ in their agents: {agents} against {self._agents}"
+            )
+        wanted = self.observation_space, self.action_space
+        for agent in self._agents:
+            spaces = env.observation_space(agent), env.action_space(agent)
+            if spaces != wanted:
                 raise SpaceError(
-                    f"environments differ in their agents: {list(env.possible_agents)} against "
-                    f"{self._agents}"
+                    f"agent {agent!r} has other spaces than {self._agents[0]!r}: {spaces} "
+                    f"against {wanted}; agents that share a policy must share their spaces"
                 )
-            for agent in self._agents:
-                spaces = env.observation_space(agent), env.action_space(agent)
-                found = found or spaces
-                if spaces != found:
-                    raise SpaceError(
-                        f"agent {agent!r} has other spaces than {self._agents[0]!r}: {spaces} "
-                        f"against {found}; agents that share a policy must share their spaces"
-                    )
-        if found is None:
-            raise SpaceError("possible_agents is empty; there is nobody to act")
-        return found
+
+    def _columns(self, index: int) -> slice:
+        """The columns of an environment."""
+        width = len(self._agents)
+        return slice(index * width, (index + 1) * width)
 
     def attach(self, buffers: Buffers) -> None:
         """Write into these arrays from now on."""
+        self._buffers = buffers
         mine = slice(self.first, self.first + self.num_envs)
         self._obs, self._actions = (
             map_tree(lambda array: array[:, mine], tree) for tree in (buffers.obs, buffers.actions)
@@ -104,6 +120,8 @@ class AgentColumns:
         self._truncated = buffers.truncated[:, mine]
         self._valid = buffers.valid[:, mine]
         self._progress = buffers.progress[mine]
+        self._started = buffers.started[mine]
+        self._shown_seeds = buffers.episode_seeds[mine]
         self._adapter = make_action_adapter(self.action_space, squash=buffers.layout.squash)
 
     def bookmarks(self) -> list[Bookmark]:
@@ -135,11 +153,23 @@ class AgentColumns:
 
     def _reset(self, index: int, row: int) -> None:
         """Begin an episode of an environment; what its agents see goes to this row."""
-        obs, infos = self._call(index, "reset", seed=draw_seed(self._seeds[index]))
+        mine = self._columns(index)
+        while True:
+            self._shown_seeds[mine] = seed = draw_seed(self._seeds[index])
+            self._started[mine] = row + 1  # not before it is there
+            try:
+                self._begin_all(index, row, seed)
+            except Exception as error:
+                self._replace(index, row, self._fault("reset", index, row - 1, error))
+            else:
+                self._started[mine] = row
+                return
+
+    def _begin_all(self, index: int, row: int, seed: int) -> None:
+        obs, infos = self._envs[index].reset(seed=seed)
         live = list(self._envs[index].agents)
         if not live:
-            index += self._first_env
-            raise EnvError(f"environment {index} has no agents after reset; nobody can act")
+            raise ValueError("no agents after reset; nobody can act")
         if not self._masked and self._masks.size:
             self._masked = self._mask_in_obs or MASK_KEY in infos.get(live[0], {})
         for number, agent in enumerate(self._agents):
@@ -148,6 +178,20 @@ class AgentColumns:
             if agent in live:
                 self._begin(column)
                 self._write(row, column, agent, obs, infos)
+
+    def _replace(self, index: int, row: int, fault: Exception) -> None:
+        """Make an environment that failed anew, or raise what it failed with."""
+        number, column = self._first_env + index, self.first + self._columns(index).start
+        self._restarts.spend(row, column, fault)
+        self._close(self._envs[index])
+        while True:
+            try:
+                env = make_by(self._factories[index], number)
+                break
+            except PPOError as error:
+                self._restarts.spend(row, column, error)
+        self._envs[index] = env
+        self._check(env)
 
     def step(self, t: int) -> None:
         """Let the agents that are there act; where nobody is left, start anew."""
@@ -159,36 +203,40 @@ class AgentColumns:
         if self._masked:
             self._mask_rows[t + 1] = True
         for index in range(len(self._envs)):
-            self._step_env(index, t, actions)
-        self._progress[:] = t + 1
+            mine = self._columns(index)
+            acting = zip(self._agents, actions[mine], self._acting[index], strict=True)
+            chosen = {agent: action for agent, action, acts in acting if acts}
+            kept = len(self._finals), len(self._episodes)
+            try:
+                over = self._step_env(index, t, chosen)
+            except Exception as error:
+                self._replace(index, t + 1, self._fault("step", index, t, error, chosen))
+                del self._finals[kept[0] :], self._episodes[kept[1] :]
+                for column in range(mine.start, mine.stop):
+                    self._finals += give_up_row(self._buffers, t, self.first + column)
+                over = True
+            if over:
+                self._reset(index, t + 1)
+            self._progress[mine] = t + 1
 
-    def _step_env(self, index: int, t: int, actions: Sequence[Any]) -> None:
-        width = len(self._agents)
-        first = index * width
-        acting = {
-            agent: first + number
-            for number, agent in enumerate(self._agents)
-            if self._acting[index, number]
-        }
-        chosen = {agent: actions[column] for agent, column in acting.items()}
-        obs, rewards, terminated, truncated, infos = self._call(index, "step", chosen)
+    def _step_env(self, index: int, t: int, chosen: Mapping[str, Any]) -> bool:
+        """Let the agents of an environment act; returns whether nobody is left."""
+        obs, rewards, terminated, truncated, infos = self._envs[index].step(chosen)
         live = set(self._envs[index].agents)
-        for agent, column in acting.items():
-            self._end_of_step(
-                t, column, agent, obs, rewards, bool(terminated[agent]), bool(truncated[agent])
-            )
-        for number, agent in enumerate(self._agents):
-            column = first + number
+        columns = dict(zip(self._agents, range(self.num_envs)[self._columns(index)], strict=True))
+        for agent in chosen:
+            ends = bool(terminated[agent]), bool(truncated[agent])
+            self._end_of_step(t, columns[agent], agent, obs, rewards, *ends)
+        for number, (agent, column) in enumerate(columns.items()):
             if agent not in live:
                 self._acting[index, number] = False
                 continue
-            over = agent in acting and (terminated[agent] or truncated[agent])
-            if over or agent not in acting:
+            over = agent in chosen and (terminated[agent] or truncated[agent])
+            if over or agent not in chosen:
                 self._begin(column)  # it has come back
             self._acting[index, number] = True
             self._write(t + 1, column, agent, obs, infos)
-        if not live:
-            self._reset(index, t + 1)
+        return not live
 
     def _end_of_step(
         self,
@@ -226,30 +274,37 @@ class AgentColumns:
                 given = obs[agent] if self._mask_in_obs else infos.get(agent, {})
                 self._mask_rows[row, column] = self._masks.read(given[MASK_KEY])
         except (KeyError, TypeError, ValueError) as error:
-            index = self._first_env + column // len(self._agents)
-            raise EnvError(f"agent {agent!r} of environment {index}: {error!r}") from error
+            raise ValueError(f"agent {agent!r}: {error!r}") from error
 
-    def _call(self, index: int, method: str, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return getattr(self._envs[index], method)(*args, **kwargs)
-        except Exception as error:
-            raise EnvError(
-                f"environment {self._first_env + index} raised {type(error).__name__} in "
-                f"{method}: {error}\n\n{traceback.format_exc()}"
-            ) from error
+    def _fault(
+        self, where: str, index: int, t: int, error: Exception, chosen: Any = None
+    ) -> Exception:
+        column = self._columns(index).start
+        return env_fault(
+            where,
+            self._first_env + index,
+            error,
+            seed=int(self._shown_seeds[column]),
+            episode_step=0 if chosen is None else t - int(self._started[column]),
+            t=t,
+            action=chosen,
+        )
 
     def harvest(self) -> Harvest:
         """Hand over the final observations and finished episodes since the last call."""
-        harvest = Harvest(self._finals, self._episodes)
+        # A row is given up a step after the one whose successor it holds.
+        self._finals.sort(key=lambda final: (final.step, final.env_index))
+        harvest = Harvest(self._finals, self._episodes, self._restarts.take())
         self._finals, self._episodes = [], []
         return harvest
 
     def close(self) -> None:
         """Close every environment but the caller's own; errors of one do not keep the others."""
         for env in self._envs:
-            if env is not self._borrowed:
-                try:
-                    env.close()
-                except Exception:  # the environment is given up either way
-                    continue
+            self._close(env)
         self._envs = []
+
+    def _close(self, env: Any) -> None:
+        if env is not self._borrowed:
+            with contextlib.suppress(Exception):  # the environment is given up either way
+                env.close()

@@ -11,7 +11,8 @@ import gymnasium
 import numpy as np
 
 from ppo.collector.buffers import Buffers
-from ppo.collector.columns import Final, Harvest, Restart, draw_seed, give_up_row
+from ppo.collector.columns import Final, Harvest, draw_seed, give_up_row
+from ppo.collector.faults import Restarts, env_fault
 from ppo.collector.replay import Bookmark, kind_of, return_to, snapshot_of, stream_at
 from ppo.envs import AnyEnv, Env, EnvFactory, is_parallel
 from ppo.errors import EnvError, PPOError, SpaceError
@@ -61,7 +62,7 @@ class EnvColumns:
         self._factories = factories
         self._seeds = list(seeds)
         self._borrowed = borrowed
-        self._max_restarts = self._restarts_left = max_restarts
+        self._restarts = Restarts(max_restarts)
         self._envs: list[Env] = list(made)
         try:
             for index in range(len(made), self.num_envs):
@@ -97,7 +98,6 @@ class EnvColumns:
         self._lengths = [0] * self.num_envs
         self._finals: list[Final] = []
         self._episodes: list[tuple[int, Episode]] = []
-        self._restarts: list[Restart] = []
 
     def attach(self, buffers: Buffers) -> None:
         """Write into these arrays from now on."""
@@ -188,34 +188,25 @@ class EnvColumns:
 
     def _replace(self, index: int, row: int, fault: Exception) -> None:
         """Make an environment that failed anew, or raise what it failed with."""
+        self._restarts.spend(row, self.first + index, fault)
+        self._close(self._envs[index])
         while True:
-            if self._restarts_left == 0:
-                if self._max_restarts == 0:
-                    raise fault
-                raise EnvError(
-                    f"max_restarts = {self._max_restarts} restarts are spent; the last fault: "
-                    f"{fault}"
-                ) from fault
-            self._restarts_left -= 1
-            self._restarts.append(Restart(max(row - 1, 0), self.first + index, str(fault)))
-            self._close(self._envs[index])
             try:
                 env = _make_one(self._factories[index], self.first + index)
+                break
             except PPOError as error:
-                fault = error
-                continue
-            if (env.observation_space, env.action_space) != (
-                self.observation_space,
-                self.action_space,
-            ):
-                self._close(env)
-                raise SpaceError(
-                    f"environment {self.first + index} was made anew with other spaces: "
-                    f"{env.observation_space}, {env.action_space}"
-                )
-            self._envs[index], self._steps[index] = env, env.step
-            self._new.add(index)
-            return
+                self._restarts.spend(row, self.first + index, error)
+        if (env.observation_space, env.action_space) != (
+            self.observation_space,
+            self.action_space,
+        ):
+            self._close(env)
+            raise SpaceError(
+                f"environment {self.first + index} was made anew with other spaces: "
+                f"{env.observation_space}, {env.action_space}"
+            )
+        self._envs[index], self._steps[index] = env, env.step
+        self._new.add(index)
 
     def _write(self, index: int, row: int, obs: Any, info: dict[str, Any]) -> None:
         """Write down what the next action will be taken on."""
@@ -289,8 +280,8 @@ class EnvColumns:
         """Hand over the final observations and finished episodes since the last call."""
         # A row is given up a step after the one whose successor it holds.
         self._finals.sort(key=lambda final: (final.step, final.env_index))
-        harvest = Harvest(self._finals, self._episodes, self._restarts)
-        self._finals, self._episodes, self._restarts = [], [], []
+        harvest = Harvest(self._finals, self._episodes, self._restarts.take())
+        self._finals, self._episodes = [], []
         return harvest
 
     def close(self) -> None:
@@ -307,14 +298,15 @@ class EnvColumns:
     def _fault(
         self, where: str, index: int, t: int, error: Exception, action: Any = None
     ) -> EnvError:
-        step = "" if t < 0 else f", rollout step {t}"
-        taken = "" if action is None else f", action {action!r}"
-        fault = EnvError(
-            f"environment {self.first + index} raised {type(error).__name__} in {where}: {error} "
-            f"(episode seed {self._episode_seeds[index]}, episode step {self._lengths[index]}"
-            f"{step}{taken})\n\n{''.join(traceback.format_exception(error))}"
+        fault = env_fault(
+            where,
+            self.first + index,
+            error,
+            seed=self._episode_seeds[index],
+            episode_step=self._lengths[index],
+            t=t,
+            action=action,
         )
-        fault.__cause__ = error
         return fault
 
 

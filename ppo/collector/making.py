@@ -46,7 +46,7 @@ def open_env_columns(
         seeds: One generator of episode seeds per environment.
         first: Index of the first environment.
         borrowed: The caller's own environment, used as number 0 and never closed.
-        max_restarts: As for `EnvColumns`.
+        max_restarts: How many times an environment that raised is made anew.
     """
     made = [make_by(factories[0], first) if borrowed is None or first else borrowed]
     if not is_parallel(made[0]):
@@ -59,7 +59,7 @@ def open_env_columns(
                     f"environment {index} is one of a single agent, but environment {first} has "
                     "several; collect them one kind at a time"
                 )
-        return AgentColumns(made, seeds, first, borrowed)
+        return AgentColumns(made, seeds, first, borrowed, factories, max_restarts)
     except BaseException:
         for env in made:
             if env is not borrowed:

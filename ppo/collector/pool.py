@@ -97,7 +97,7 @@ class WorkerPool:
             self.close()
             raise
         self._made = answers[0]
-        self.observation_space, self.action_space, num_agents = answers[0]
+        self.observation_space, self.action_space, self._num_agents = answers[0]
         for worker, other in enumerate(answers):
             if other != answers[0]:
                 self.close()
@@ -105,9 +105,9 @@ class WorkerPool:
                     f"environment {self._environments[worker][0]} has other spaces than "
                     f"environment 0, or another number of agents: {other} against {answers[0]}"
                 )
-        self.num_envs = count * num_agents
+        self.num_envs = count * self._num_agents
         self._shares = [
-            np.arange(share[0] * num_agents, (share[-1] + 1) * num_agents)
+            np.arange(share[0] * self._num_agents, (share[-1] + 1) * self._num_agents)
             for share in self._environments
         ]
 
@@ -379,7 +379,8 @@ class WorkerPool:
         idle = self._command[0] not in PLAYING or worker in self._died_idle
         if self._buffers is None or idle:
             return ""
-        return whereabouts(self._buffers, self._shares[worker], self._command, self.action_space)
+        share, agents = self._shares[worker], self._num_agents
+        return whereabouts(self._buffers, share, self._command, self.action_space, agents)
 
     def _death(self, worker: int) -> WorkerError:
         how = self._workers[worker].death()

@@ -17,7 +17,11 @@ PLAYING = ("reset", "run", "steps")
 
 
 def whereabouts(
-    buffers: Buffers, share: np.ndarray, command: tuple[Any, ...], action_space: Space
+    buffers: Buffers,
+    share: np.ndarray,
+    command: tuple[Any, ...],
+    action_space: Space,
+    num_agents: int = 1,
 ) -> str:
     """Environment, episode, step and action that a worker was at; nothing if it was done.
 
@@ -26,20 +30,24 @@ def whereabouts(
         share: Columns of the worker.
         command: What it was told, one of `PLAYING`.
         action_space: Of the environments.
+        num_agents: Columns of each environment.
     """
     progress, started = buffers.progress[share], buffers.started[share]
     resetting = started > progress
     index = int(share[resetting.argmax() if resetting.any() else progress.argmin()])
-    step = int(buffers.progress[index])
+    number, step = index // num_agents, int(buffers.progress[index])
     seed = f"episode seed {buffers.episode_seeds[index]}"
     if command[0] == "reset":
-        return f" at environment {index} in reset ({seed})"
+        return f" at environment {number} in reset ({seed})"
     if step >= command[2]:
         return ""
     adapter = make_action_adapter(action_space, squash=buffers.layout.squash)
-    raw = map_tree(lambda rows: rows[step, index : index + 1], buffers.actions)
-    action = f"rollout step {step}, action {adapter.rows(adapter(raw))[0]!r}"
+    columns = slice(number * num_agents, (number + 1) * num_agents)
+    raw = map_tree(lambda rows: rows[step, columns], buffers.actions)
+    taken = adapter.rows(adapter(raw))
+    shown = taken[0] if num_agents == 1 else taken
+    action = f"rollout step {step}, action {shown!r}"
     if resetting.any():
-        return f" at environment {index} in reset ({seed}, {action})"
+        return f" at environment {number} in reset ({seed}, {action})"
     length = step - int(buffers.started[index])
-    return f" at environment {index} in step ({seed}, episode step {length}, {action})"
+    return f" at environment {number} in step ({seed}, episode step {length}, {action})"

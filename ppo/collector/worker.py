@@ -154,12 +154,14 @@ def _die_with_parent() -> None:
 
 
 def _start_guard() -> int:
-    """Fork a process that ends this one's group once this one is gone, however it went.
+    """Fork a process that ends this one's group once this one or the parent is gone.
 
     What environments have started would outlive a worker that is killed, hold its pipes open, and
-    so hide its death.
+    so hide its death. A worker that hangs in C would outlive a parent that is killed where the
+    kernel does not end it: a fork server lives as long as one of its children does.
     """
-    worker = os.getpid()
+    worker, above = os.getpid(), parent_process()
+    parent = 0 if above is None or above.pid is None else above.pid
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This process .* is multi-threaded")
         pid = os.fork()
@@ -169,11 +171,21 @@ def _start_guard() -> int:
         os.closerange(0, os.sysconf("SC_OPEN_MAX"))
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        while os.getppid() == worker:
-            signal.sigwait({signal.SIGTERM})
+        while os.getppid() == worker and _exists(parent):
+            signal.sigtimedwait({signal.SIGTERM}, 1.0)
         os.killpg(worker, signal.SIGKILL)
     finally:
         os._exit(0)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
 
 
 def _show_stacks_in(fd: int) -> None:

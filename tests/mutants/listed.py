@@ -1268,6 +1268,34 @@ FAMILIES = [
 
 FAULTS = [
     Mutant(
+        "agents of an environment that raised keep their rows",
+        "collector/agent_columns.py",
+        "self._finals += give_up_row(",
+        "(",
+        ("agent_columns",),
+    ),
+    Mutant(
+        "what agents left in a step that was lost stays",
+        "collector/agent_columns.py",
+        "del self._finals[kept[0] :], self._episodes[kept[1] :]",
+        "pass",
+        ("agent_columns",),
+    ),
+    Mutant(
+        "agents of one environment are taken for environments",
+        "collector/whereabouts.py",
+        "index // num_agents",
+        "index",
+        ("agent_columns",),
+    ),
+    Mutant(
+        "one restart more than allowed",
+        "collector/faults.py",
+        "if self._left == 0:",
+        "if self._left < 0:",
+        ("restarts",),
+    ),
+    Mutant(
         "rows of agents that are gone count",
         "collector/agent_columns.py",
         "self._valid[t] = self._acting.reshape(-1)",
@@ -1284,7 +1312,7 @@ FAULTS = [
     Mutant(
         "an agent that returns goes on with the return of its life before",
         "collector/agent_columns.py",
-        "if over or agent not in acting:",
+        "if over or agent not in chosen:",
         "if over:",
         ("agent_columns",),
     ),
@@ -1404,6 +1432,100 @@ OPTIONS = [
     ),
 ]
 
+HELPER = [
+    Mutant(
+        "what two processes did to an update that failed stays",
+        "learner/learner.py",
+        "undo.apply()\n        generator",
+        "generator",
+        ("critic_process",),
+    ),
+    Mutant(
+        "minibatches that were drawn for two processes are gone",
+        "learner/learner.py",
+        "generator.set_state(state)",
+        "pass",
+        ("critic_process",),
+    ),
+    Mutant(
+        "replays that were undone count",
+        "learner/learner.py",
+        "self._gradient.replays = replays",
+        "pass",
+        ("critic_process",),
+    ),
+    Mutant(
+        "parameters that the last step of two processes made infinite stay",
+        "learner/learner.py",
+        "if records is not None and self._optimizer.is_finite():",
+        "if records is not None:",
+        ("critic_process",),
+    ),
+    Mutant(
+        "metrics of two processes may be infinite",
+        "learner/learner.py",
+        "if all(map(math.isfinite, means.values())):",
+        "if means:",
+        ("critic_process",),
+    ),
+    Mutant(
+        "a failed helper is asked again",
+        "learner/learner.py",
+        "self._helper.close()\n            self._helper = None\n\n",
+        "self._helper.close()\n\n",
+        ("critic_process",),
+    ),
+    Mutant(
+        "the second process draws other minibatches",
+        "learner/critic_process.py",
+        "generator.set_state(",
+        "(",
+        ("critic_process",),
+    ),
+    Mutant(
+        "the second process goes on with the step count it was born with",
+        "learner/critic_process.py",
+        "self._optimizer.step_count = step_count",
+        "pass",
+        ("critic_process",),
+    ),
+    Mutant(
+        "the second process has the normaliser it was born with",
+        "learner/critic_process.py",
+        "tensor.copy_(shared)",
+        "pass",
+        ("critic_process",),
+    ),
+    Mutant(
+        "a recording that does not hold is split between two processes",
+        "learner/critic_process.py",
+        "if not self._gradient.holds(",
+        "if None is (",
+        ("critic_process",),
+    ),
+    Mutant(
+        "a batch of another size goes to the process for the last one",
+        "learner/critic_process.py",
+        "kinds[0] == kinds[1]",
+        "True",
+        ("critic_process",),
+    ),
+    Mutant(
+        "Ctrl-C reaches the process that trains the critic",
+        "learner/critic_process.py",
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)",
+        "pass",
+        ("critic_process",),
+    ),
+    Mutant(
+        "the process that trains the critic outlives this one",
+        "learner/critic_process.py",
+        "if ended_by_parent:",
+        "if False:",
+        ("critic_process",),
+    ),
+]
+
 MUTANTS = [
     *ADVANTAGES,
     *STATISTICS,
@@ -1419,6 +1541,7 @@ MUTANTS = [
     *FAMILIES,
     *FAULTS,
     *OPTIONS,
+    *HELPER,
 ]
 
 
