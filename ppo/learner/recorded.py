@@ -68,9 +68,7 @@ class RecordedGradient:
 
     def __call__(self, batch: Batch, settings: LossSettings) -> list[float]:
         """Write the gradient of one minibatch; returns the `METRICS`."""
-        if not self._repeatable:
-            return self._by_autograd(batch, settings)
-        if not _worth_it(batch):
+        if not (self._repeatable and _worth_it(batch)):
             return self._by_autograd(batch, settings)
         rows = FixedRows.of(batch)
         key = _key(rows, settings)
@@ -172,6 +170,7 @@ class RecordedGradient:
 
 
 def _worth_it(batch: Batch) -> bool:
+    """Whether overhead weighs more than arithmetic, and rows more than padding."""
     if batch.sequences is None:
         return len(batch) <= _MOST_ROWS
     rows = math.prod(batch.sequences.extended_shape)
