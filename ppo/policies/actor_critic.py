@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ppo.distributions import Distribution
 from ppo.errors import SpaceError
 from ppo.frames import newest
-from ppo.policies.bodies import orthogonal_linear
+from ppo.policies.bodies import orthogonal_linear, with_memory
 from ppo.policies.encoders import make_body
 from ppo.policies.heads import make_action_head
 from ppo.policies.memory import make_memory
@@ -347,4 +347,4 @@ def blank_policy(
         wanted = shapes.get(name, "no such tensor")
         if given != wanted:
             raise ValueError(f"{name} has shape {given}, the configured policy: {wanted}")
-    return policy.to_empty(device="cpu")
+    return with_memory(policy)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from ppo.policies.bodies import orthogonal_linear
+from ppo.policies.bodies import orthogonal_linear, with_memory
 
 __all__ = ["AttentionMemory", "GRUMemory", "LSTMMemory", "SequencesLike", "make_memory"]
 
@@ -53,7 +53,7 @@ class _Recurrent(nn.Module):
         # Made on the meta device, it does not draw on the global generator.
         self.core: nn.RNNBase = self._layer(num_inputs, size, device="meta")
         if generator is not None:
-            self.core.to_empty(device="cpu")
+            with_memory(self.core)
             with torch.no_grad():
                 for weight in (self.core.weight_ih_l0, self.core.weight_hh_l0):
                     for gate in cast("Tensor", weight).split(size):
