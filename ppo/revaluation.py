@@ -34,7 +34,7 @@ def evaluate_rollout(policy: Any, rollout: Rollout) -> Rollout:
     """
     batch = rollout.flatten()
     evaluate = Evaluator(policy)
-    with threads(1 if _is_small(policy, batch) else None):
+    with threads(1 if torch.get_num_threads() > 1 and _is_small(policy, batch) else None):
         parts = [
             evaluate(part.obs, part.actions, part.context)
             for part in batch.parts(_rows_at_once(batch.obs))

@@ -103,7 +103,7 @@ class EnvColumns:
         """Write into these arrays from now on."""
         self._buffers = buffers
         mine = slice(self.first, self.first + self.num_envs)
-        self._obs, self._actions = (
+        self._obs, actions = (
             map_tree(lambda array: array[:, mine], tree) for tree in (buffers.obs, buffers.actions)
         )
         self._mask_rows = buffers.masks[:, mine]
@@ -117,11 +117,7 @@ class EnvColumns:
             if seed is not None:
                 self._shown_seeds[index], self._started[index] = seed, -self._lengths[index]
         self._adapter = make_action_adapter(self.action_space, squash=buffers.layout.squash)
-        # Views of single rows, made once: a step of a light environment takes no longer than they.
-        self._rows = [
-            (_row(self._actions, t), _row(self._obs, t + 1), self._rewards[t])
-            for t in range(buffers.layout.num_steps)
-        ]
+        self._actions_of, self._obs_of = _rows_of(actions), _rows_of(self._obs)
 
     def bookmarks(self) -> list[Bookmark]:
         """The place of every column in its episode."""
@@ -233,8 +229,8 @@ class EnvColumns:
 
     def step(self, t: int) -> None:
         """Take `actions[t]`; where an episode ends, keep its last observation and start anew."""
-        raw, obs_rows, rewards = self._rows[t]
-        actions = self._adapter.rows(self._adapter(raw))
+        actions = self._adapter.rows(self._adapter(self._actions_of(t)))
+        obs_rows, rewards = self._obs_of(t + 1), self._rewards[t]
         returns, lengths, progress = self._returns, self._lengths, self._progress
         write, mask_sources = self._layout.write, self._mask_sources
         columns = enumerate(self._steps)
@@ -310,8 +306,11 @@ class EnvColumns:
         return fault
 
 
-def _row(tree: Any, t: int) -> Any:
-    return map_tree(lambda array: array[t], tree)
+def _rows_of(tree: Any) -> Callable[[int], Any]:
+    """Rows by their number; plain for a plain array, which is the hot path."""
+    if isinstance(tree, np.ndarray):
+        return tree.__getitem__
+    return lambda t: map_tree(lambda array: array[t], tree)
 
 
 def make_by(factory: EnvFactory, index: int) -> AnyEnv:

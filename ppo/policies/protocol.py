@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import types
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -79,7 +81,16 @@ class Actor(Protocol):
 
 def takes(method: Callable[..., object], argument: str) -> bool:
     """True if a method has a parameter of that name."""
+    function = getattr(method, "__func__", None)
+    if isinstance(function, types.FunctionType):
+        return argument in _parameters(function)
     return argument in inspect.signature(method).parameters
+
+
+@functools.lru_cache(maxsize=64)
+def _parameters(function: Callable[..., object]) -> frozenset[str]:
+    """Asked of the same few methods in every rollout, which to find out takes 50 µs each time."""
+    return frozenset(inspect.signature(function).parameters)
 
 
 class Evaluator:
