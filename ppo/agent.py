@@ -167,8 +167,7 @@ class PPOAgent:
             self._noting_episodes(),
         ):
             self._begin(collector, goal)
-            workers = assembly.chosen_workers(env, self.config, self.policy)
-            with self._learner.helped(workers == "auto"):
+            with self._learner.helped(assembly.chooses_processes(env, self.config)):
                 while self.steps < goal:
                     start = time.perf_counter()
                     self._between_rollouts = None

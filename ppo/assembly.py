@@ -30,9 +30,14 @@ def configured_env(env: EnvLike, config: PPOConfig) -> EnvLike:
 
 def chosen_workers(env: EnvLike, config: PPOConfig, policy: Any) -> int | Literal["auto"]:
     """The configured number of workers; `"auto"` only where it pays for the environment."""
-    # Nobody misses an environment made from its id in this process; see docs/guide/workers.
-    shared = isinstance(env, str) and acts_in_workers(policy, config.policy)
+    shared = chooses_processes(env, config) and acts_in_workers(policy, config.policy)
     return 0 if config.num_workers == "auto" and not shared else config.num_workers
+
+
+def chooses_processes(env: EnvLike, config: PPOConfig) -> bool:
+    """True if the library may decide by itself to use other processes."""
+    # Nobody misses an environment made from its id in this process; see docs/guide/workers.
+    return isinstance(env, str) and config.num_workers == "auto"
 
 
 def configured_collector(

@@ -73,7 +73,7 @@ class FrameStack:
 
     def tensor(self) -> Tensor:
         """The stacks as a tensor of memory of its own, `[*axes, k, ...]`."""
-        return self.frames[self.index]
+        return self.frames.index_select(0, self.index.flatten()).view(self.shape)
 
     def newest(self) -> Tensor:
         """The last frame of each stack, with its axis: `[*axes, 1, ...]`."""

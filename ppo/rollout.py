@@ -156,12 +156,21 @@ class Batch:
         """
         if minibatch_size < 1:
             raise ValueError(f"minibatch_size must be at least 1, got {minibatch_size}")
-        rows = len(self)
-        if rows == 0:
-            return
-        count = -(-rows // minibatch_size)
-        things = rows if self.sequences is None else len(self.sequences)
-        yield from self._deal(torch.randperm(things, generator=generator), count)
+        if len(self):
+            yield from self._dealt(*self._shuffled(minibatch_size, generator))
+
+    def minibatch_sequences(
+        self, minibatch_size: int, generator: torch.Generator
+    ) -> Sequence[Sequences | None]:
+        """The sequences of each of the `minibatches` with such a generator, and nothing else."""
+        return self._shuffled(minibatch_size, generator)[2]
+
+    def _shuffled(
+        self, minibatch_size: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, list[int], Sequence[Sequences | None]]:
+        things = len(self) if self.sequences is None else len(self.sequences)
+        chosen = torch.randperm(things, generator=generator)
+        return self._deal(chosen, -(-len(self) // minibatch_size))
 
     def parts(self, size: int) -> Iterator[Batch]:
         """Yield the rows in order, in parts of about `size` rows."""
@@ -169,24 +178,31 @@ class Batch:
         if rows == 0:
             return
         if self.sequences is not None:
-            yield from self._deal(torch.arange(len(self.sequences)), -(-rows // size))
+            yield from self._dealt(*self._deal(torch.arange(len(self.sequences)), -(-rows // size)))
             return
         fields = self.fields
         pieces = [_pieces(tree, None, size) for tree in fields.values()]
         for values in zip(*pieces, strict=True):
             yield Batch._unchecked(dict(zip(fields, values, strict=True)), None)
 
-    def _deal(self, chosen: Tensor, count: int) -> Iterator[Batch]:
-        """Deal rows or, if there are any, sequences, in this order to `count` batches."""
-        parts: Sequence[Sequences | None] = [None] * count
-        if self.sequences is None:
-            small, extra = divmod(len(chosen), count)
-            order, sizes = chosen, [small + 1] * extra + [small] * (count - extra)
-        else:
-            order, sizes, parts = _deal_sequences(self.sequences, chosen.numpy(), count)
+    def _deal(
+        self, chosen: Tensor, count: int
+    ) -> tuple[Tensor, list[int], Sequence[Sequences | None]]:
+        """Deal rows or, if there are any, sequences, in this order to `count` batches.
+
+        Returns the order of all rows, rows per batch, and the sequences of each.
+        """
+        if self.sequences is not None:
+            return _deal_sequences(self.sequences, chosen.numpy(), count)
+        small, extra = divmod(len(chosen), count)
+        return chosen, [small + 1] * extra + [small] * (count - extra), [None] * count
+
+    def _dealt(
+        self, order: Tensor, sizes: list[int], parts: Sequence[Sequences | None]
+    ) -> Iterator[Batch]:
+        """One gather for all of these batches, which are views of it."""
         fields = self.fields
         order = order.to(leaves(next(iter(fields.values())))[0].device)
-        # One gather for the whole epoch; the minibatches are views of it.
         pieces = [_pieces(tree, order, sizes) for tree in fields.values()]
         for sequences, values in zip(parts, zip(*pieces, strict=True), strict=True):
             yield Batch._unchecked(dict(zip(fields, values, strict=True)), sequences)
@@ -194,6 +210,12 @@ class Batch:
 
 def _pieces(tree: Any, order: Tensor | None, sizes: int | list[int]) -> Iterable[Any]:
     """A tree's rows in this order (None: theirs), cut into pieces of these sizes."""
+    if isinstance(tree, Tensor):  # by torch's own calls, without Python between
+        rows = tree if order is None else tree.index_select(0, order)
+        if isinstance(sizes, list):
+            return [rows] if len(sizes) == 1 else rows.split_with_sizes(sizes)
+        parts: Iterable[Any] = rows.split(sizes)
+        return parts
     if isinstance(tree, Mapping):
         items = [_pieces(item, order, sizes) for item in tree.values()]
         return (dict(zip(tree, row, strict=True)) for row in zip(*items, strict=True))
@@ -205,19 +227,15 @@ def _pieces(tree: Any, order: Tensor | None, sizes: int | list[int]) -> Iterable
 def _deal_sequences(
     sequences: Sequences, chosen: np.ndarray, count: int
 ) -> tuple[Tensor, list[int], list[Sequences]]:
-    """Deal sequences in this order to `count` minibatches of about the same number of rows.
-
-    Returns the order of all rows, rows per minibatch, and the sequences of each.
-    """
-    ends = np.cumsum(np.array(sequences.lengths)[chosen])
+    """Deal sequences in this order to `count` minibatches of about the same number of rows."""
+    lengths = sequences.steps[chosen]
+    ends = np.cumsum(lengths)
     # A sequence goes to the minibatch in which its middle row falls.
-    middles = ends - np.array(sequences.lengths)[chosen] / 2
-    home = np.minimum((middles * count / ends[-1]).astype(np.int64), count - 1)
-    dealt = [sequences.rows(chosen[home == index]) for index in range(count)]
-    dealt = [(positions, part) for positions, part in dealt if len(positions)]
-    order = np.concatenate([positions for positions, _ in dealt])
-    sizes = [len(positions) for positions, _ in dealt]
-    return torch.from_numpy(order), sizes, [part for _, part in dealt]
+    home = np.minimum(((ends - lengths / 2) * count / ends[-1]).astype(np.int64), count - 1)
+    first = np.flatnonzero(np.diff(home, prepend=-1))  # of each minibatch; none is empty
+    order, dealt = sequences.rows(chosen)
+    counts = np.diff(first, append=len(chosen)).tolist()
+    return torch.from_numpy(order), np.add.reduceat(lengths, first).tolist(), dealt.split(counts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

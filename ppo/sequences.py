@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -30,14 +32,64 @@ class Sequences:
         """The same on another device."""
         return Sequences(self.lengths, self.states.to(device))
 
+    @functools.cached_property
+    def steps(self) -> np.ndarray:
+        """The lengths as an array `[S]`."""
+        return np.array(self.lengths, np.int64)
+
+    def split(self, counts: Iterable[int]) -> list[Sequences]:
+        """The first so many sequences, the next ones, and so on."""
+        parts, first = [], 0
+        for count in counts:
+            own = slice(first, first + count)
+            parts.append(Sequences(self.lengths[own], self.states[own]))
+            first += count
+        return parts
+
     def rows(self, chosen: np.ndarray) -> tuple[np.ndarray, Sequences]:
         """Choose sequences; returns the positions of their rows, and them."""
-        everyone = np.array(self.lengths, np.int64)
-        lengths, first = everyone[chosen], _starts(everyone)[chosen]
+        lengths, first = self.steps[chosen], _starts(self.steps)[chosen]
         # Within a sequence positions go up by one; between sequences they jump.
         positions = np.arange(lengths.sum()) + np.repeat(first - _starts(lengths), lengths)
         states = self.states[torch.from_numpy(chosen).to(self.states.device)]
         return positions, Sequences(tuple(lengths.tolist()), states)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of sequences, and length of the longest."""
+        return len(self), max(self.lengths)
+
+    @property
+    def extended_shape(self) -> tuple[int, int]:
+        """The `shape` of what `extended` returns."""
+        count, longest = self.shape
+        return _recurring(count), _recurring(longest)
+
+    def extended(self) -> tuple[np.ndarray, Sequences, np.ndarray]:
+        """Sequences of one length, in a shape that recurs, of which these are the beginnings.
+
+        What looks ahead from no step computes the same for these ones in them.
+
+        Returns:
+            Positions of the rows they are made of (a sequence stays at its last row, and whole
+            sequences more are the first row), they themselves, and where the rows of these ones
+            lie among theirs, `[B]`.
+        """
+        count, longest = self.extended_shape
+        lengths, step = self.steps, np.arange(longest)
+        positions = np.zeros((count, longest), np.int64)
+        last = lengths[:, None] - 1
+        np.add(_starts(lengths)[:, None], np.minimum(step, last), out=positions[: len(self)])
+        places = np.flatnonzero(step <= last)
+        states = self.states.new_zeros(count, self.states.shape[1])
+        states[: len(self)] = self.states
+        return positions.ravel(), Sequences((longest,) * count, states), places
+
+
+def _recurring(number: int) -> int:
+    """The next of the numbers that are at most an eighth apart."""
+    apart = 1 << max(0, number.bit_length() - 4)
+    return -(-number // apart) * apart
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:

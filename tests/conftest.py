@@ -22,6 +22,8 @@ hypothesis.settings.load_profile("patient")
 @pytest.fixture(autouse=True, scope="module")
 def _no_child_outlives_its_module():
     """A test module fails if it leaks a child process."""
+    gc.collect()
+    gc.freeze()  # every later collection would look through all modules that were imported
     if sys.platform != "linux":
         yield
         assert not multiprocessing.active_children()

@@ -21,6 +21,7 @@ from environments import (
 )
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from processes import run_script
 from torch import nn
 
 from ppo import (
@@ -229,6 +230,19 @@ def test_no_global_generator_is_touched():
     assert random.getstate() == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
     assert np.array_equal(np.random.get_state()[1], before[2][1])  # noqa: NPY002
+
+
+LEARNS = """
+import sys
+from ppo import PPOAgent, PPOConfig
+config = PPOConfig(num_envs=2, num_steps=16, num_epochs=2, minibatch_size=8, num_workers=0)
+PPOAgent(config=config).learn("CartPole-v1", steps=32)
+print(*{"sympy", "torch._dynamo", "torch._inductor"} & sys.modules.keys())
+"""
+
+
+def test_learning_does_not_wait_for_torchs_compilers_to_be_imported():
+    assert run_script(None, LEARNS) == (0, "\n", "")
 
 
 # learn

@@ -121,7 +121,9 @@ def test_a_list_brings_its_own_number_and_order(kind):
 
 
 @pytest.mark.parametrize(
-    "envs", [[], [CountingEnv()], ["CartPole-v1", "CartPole-v1"], [CountingEnv, None]], ids=str
+    "envs",
+    [[], [CountingEnv()], ["CartPole-v1", "CartPole-v1"], [CountingEnv, None]],
+    ids=["nothing", "environment", "names", "none"],
 )
 def test_a_list_must_hold_factories(envs):
     with pytest.raises(TypeError, match="must hold factories"):

@@ -73,7 +73,7 @@ def test_arrays_are_copies():
 @pytest.mark.parametrize(
     "value",
     [object(), {1, 2}, np.array([object()]), np.array(["a"]), {(1, 2): 3}, len, 1j, [print]],
-    ids=str,
+    ids=["object", "set", "objects", "texts", "key", "function", "complex", "nested"],
 )
 def test_what_is_no_plain_value_is_refused(value):
     with pytest.raises(TypeError, match="is no plain value"):

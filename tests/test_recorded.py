@@ -956,7 +956,7 @@ def test_there_is_one_recording_for_each_size_of_minibatch():
     learner = make_learner(policy)
     for number in range(3):
         improve(learner, make_batch(policy, 50, number), number)  # 4 of 12 and 13 rows
-    sizes = {len(recording._obs) for recording in learner._gradient._recordings.values()}
+    sizes = {len(recording._rows) for recording in learner._gradient._recordings.values()}
     assert sizes == {12, 13}
     improve(learner, make_batch(policy, 50), entropy_coef=0.0)
     assert len(learner._gradient._recordings) == 4  # the entropy's gradient is no part of these

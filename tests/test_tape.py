@@ -113,6 +113,8 @@ BY_THEMSELVES = {
     aten.sum.dim_IntList,
     aten.mm.default,
     aten.addmm.default,
+    aten.cat.default,
+    aten.argmax.default,
 }
 
 
@@ -297,6 +299,32 @@ def test_the_sum_kernel_is_sum(data):
     keep = data.draw(st.booleans())
     wider = data.draw(st.sampled_from([{}, {}, {"dtype": torch.float64}]))
     check_program(lambda x: x.sum(axes, keep, **wider), [x])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_the_kernel_that_joins_is_cat(data):
+    shape = data.draw(st.lists(sizes, min_size=1, max_size=3))
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    kind = data.draw(st.sampled_from([*FLOATS, torch.int64]))
+    parts = []
+    for _ in range(data.draw(st.integers(1, 3))):
+        shape[axis] = data.draw(sizes)
+        parts.append(data.draw(laid_out(tuple(shape), kind)))
+    check_program(lambda *parts: torch.cat(parts, axis), parts)
+    check_program(lambda *parts: torch.cat([torch.zeros(0, dtype=kind), *parts], axis), parts)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_the_argmax_kernel_is_argmax_also_where_several_are_the_greatest(data):
+    shape = tuple(data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
+    x = data.draw(laid_out(shape, data.draw(st.sampled_from([*FLOATS, torch.int64]))))
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    keep = data.draw(st.booleans())
+    check_program(lambda x: x.argmax(axis, keep), [x])
+    check_program(lambda x: x.argmax(), [x])
+    check_program(lambda x: (x > 0.5).to(x.dtype).argmax(axis), [x])
 
 
 # On both sides of every change of path.

@@ -29,10 +29,20 @@ class _Group:
         size = min(GROUP_SIZE, layout.num_envs - start)
         first = max(start, columns.first)
         stop = min(start + size, columns.first + columns.num_envs)
-        self.own = slice(first, stop)
-        self.rows = slice(first - start, stop - start)
-        self.obs = np.zeros((size, *layout.obs.shape), layout.obs.dtype)
-        self.noise = np.zeros((size, layout.noise_size), np.float32)
+        own = slice(first, stop)
+        self._rows = slice(first - start, stop - start)
+        self._obs = np.zeros((size, *layout.obs.shape), layout.obs.dtype)
+        self._noise = np.zeros((size, layout.noise_size), np.float32)
+        self._own_obs, self._own_noise = self._obs[self._rows], self._noise[self._rows]
+        self._given = buffers.obs[:, own], buffers.noise[:, own]
+        self._actions = buffers.actions[:, own]
+
+    def act(self, actor: Actor, t: int) -> None:
+        """Write `actions[t]` of these columns."""
+        obs, noise = self._given
+        self._own_obs[...] = obs[t]
+        self._own_noise[...] = noise[t]
+        self._actions[t] = actor(self._obs, self._noise)[self._rows]
 
 
 def _groups(columns: Columns, buffers: Buffers) -> Iterator[_Group]:
@@ -46,10 +56,7 @@ def run_actor(
 ) -> None:
     """Act and step, from row `first_step` to row `num_steps - 1`."""
     groups = list(_groups(columns, buffers))
-    obs, noise, actions = buffers.obs, buffers.noise, buffers.actions
     for t in range(first_step, num_steps):
         for group in groups:
-            group.obs[group.rows] = obs[t, group.own]
-            group.noise[group.rows] = noise[t, group.own]
-            actions[t, group.own] = actor(group.obs, group.noise)[group.rows]
+            group.act(actor, t)
         columns.step(t)

@@ -145,6 +145,12 @@ class Buffers:
             self.valid[:] = True  # until it is known better; in a file it may be known already
         self.obs = map_tree(lambda frames: frames[layout.history :], self.frames)
 
+    def begin(self) -> None:
+        """Take note that a rollout begins: no step is done, no episode has ended."""
+        self.progress[:] = 0
+        self.valid[:] = True
+        self.terminated[:] = self.truncated[:] = False
+
     def ended(self, rows: Any) -> np.ndarray:
         """Where an episode ended, or no transition was made, in these rows."""
         ended: np.ndarray = self.terminated[rows] | self.truncated[rows] | ~self.valid[rows]

@@ -334,8 +334,7 @@ class RolloutCollector:
                     calls.check_masks(self._masks.lie_in(self.observation_space))
         buffers = self._buffers
         assert buffers is not None
-        buffers.progress[:] = 0
-        buffers.valid[:] = True
+        buffers.begin()
         if self._masked.any():
             buffers.masks[:, ~self._masked] = True
         if old is not None:

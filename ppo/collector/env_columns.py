@@ -117,6 +117,11 @@ class EnvColumns:
             if seed is not None:
                 self._shown_seeds[index], self._started[index] = seed, -self._lengths[index]
         self._adapter = make_action_adapter(self.action_space, squash=buffers.layout.squash)
+        # Views of single rows, made once: a step of a light environment takes no longer than they.
+        self._rows = [
+            (_row(self._actions, t), _row(self._obs, t + 1), self._rewards[t])
+            for t in range(buffers.layout.num_steps)
+        ]
 
     def bookmarks(self) -> list[Bookmark]:
         """The place of every column in its episode."""
@@ -228,37 +233,26 @@ class EnvColumns:
 
     def step(self, t: int) -> None:
         """Take `actions[t]`; where an episode ends, keep its last observation and start anew."""
-        raw = map_tree(lambda array: array[t], self._actions)
+        raw, obs_rows, rewards = self._rows[t]
         actions = self._adapter.rows(self._adapter(raw))
-        obs_rows = map_tree(lambda array: array[t + 1], self._obs)
-        write, sources = self._layout.write, self._mask_sources
-        rewards: list[float] = []
-        terminations: list[bool] = []
-        truncations: list[bool] = []
-        index = 0
+        returns, lengths, progress = self._returns, self._lengths, self._progress
+        write, mask_sources = self._layout.write, self._mask_sources
         columns = enumerate(self._steps)
-        while len(rewards) < self.num_envs:
+        index = -1
+        while index < self.num_envs - 1:
             try:
                 for index, step in columns:
                     obs, reward, terminated, truncated, info = step(actions[index])
-                    reward = float(reward)
-                    rewards.append(reward)
-                    terminations.append(bool(terminated))
-                    truncations.append(bool(truncated))
-                    self._returns[index] += reward
-                    self._lengths[index] += 1
+                    rewards[index] = reward = float(reward)
+                    returns[index] += reward
+                    lengths[index] += 1
                     if terminated or truncated:
-                        # A copy: the environment may reuse its buffer in reset.
-                        last = self._layout.copy(obs)
-                        if not terminated:
-                            self._finals.append(Final(t, self.first + index, last))
-                        self._finish(index, t)
-                        self._reset(index, t + 1)
+                        self._end_episode(index, t, obs, bool(terminated), bool(truncated))
                     else:
                         write(obs_rows, index, obs)
-                        if sources[index] is not None:
+                        if mask_sources[index] is not None:
                             self._write_mask(index, t + 1, obs, info)
-                    self._progress[index] = t + 1
+                    progress[index] = t + 1
             except EnvError:
                 raise
             except Exception as error:
@@ -266,12 +260,17 @@ class EnvColumns:
                 self._replace(index, t + 1, fault)
                 self._finals += give_up_row(self._buffers, t, self.first + index)
                 self._reset(index, t + 1)
-                self._progress[index] = t + 1
-                for answers in (rewards, terminations, truncations):
-                    answers[index:] = [False]
-        self._rewards[t] = rewards
-        self._terminated[t] = terminations
-        self._truncated[t] = truncations
+                progress[index] = t + 1
+
+    def _end_episode(self, index: int, t: int, obs: Any, terminated: bool, truncated: bool) -> None:
+        """Keep what the episode leaves, and begin the next one."""
+        self._terminated[t, index], self._truncated[t, index] = terminated, truncated
+        if not terminated:
+            # A copy: the environment may reuse its buffer in reset.
+            last = self._layout.copy(obs)
+            self._finals.append(Final(t, self.first + index, last))
+        self._finish(index, t)
+        self._reset(index, t + 1)
 
     def _finish(self, index: int, t: int) -> None:
         episode = Episode(self._returns[index], self._lengths[index], self.first + index)
@@ -309,6 +308,10 @@ class EnvColumns:
             action=action,
         )
         return fault
+
+
+def _row(tree: Any, t: int) -> Any:
+    return map_tree(lambda array: array[t], tree)
 
 
 def make_by(factory: EnvFactory, index: int) -> AnyEnv:

@@ -33,6 +33,7 @@ from ppo.learner.flat_optimizer import FlatOptimizer, in_shared_memory
 from ppo.learner.recorded import RecordedGradient
 from ppo.learner.settings import LearnerSettings
 from ppo.rollout import Batch
+from ppo.sequences import Sequences
 from ppo.trees import leaves, map_tree
 
 __all__ = ["CriticProcess"]
@@ -71,7 +72,9 @@ class CriticProcess:
         self._gradient, self._optimizer, self._settings = gradient, optimizer, settings
         self._sides = sides
         self._fingerprint = gradient.fingerprint
+        self._known = _shapes_known(gradient)
         self._rows = Batch(**map_tree(in_shared_memory, _critics_fields(batch)))
+        self._sequences = None if batch.sequences is None else _Room(batch.sequences, len(batch))
         self._others = gradient.untrained
         self._copies = [in_shared_memory(tensor) for tensor in self._others]
         context = multiprocessing.get_context("fork")
@@ -112,7 +115,9 @@ class CriticProcess:
         if not (isinstance(gradient, RecordedGradient) and isinstance(optimizer, FlatAdam)):
             return None
         rows = [leaf for tree in batch.fields.values() for leaf in leaves(tree)]
-        if _num_steps(batch, settings) < _FEWEST_STEPS or batch.sequences is not None:
+        if _num_steps(batch, settings) < _FEWEST_STEPS:
+            return None
+        if batch.sequences is None and not gradient.all_settled:
             return None
         if not all(isinstance(leaf, Tensor) for leaf in rows):
             return None
@@ -125,7 +130,21 @@ class CriticProcess:
         """True if the child still knows the policy, and this batch has its place."""
         same = gradient is self._gradient and self._gradient.fingerprint is self._fingerprint
         kinds = [_kinds(fields) for fields in (_critics_fields(batch), self._rows.fields)]
-        return same and batch.sequences is None and kinds[0] == kinds[1]
+        if batch.sequences is not None and self._known != _shapes_known(self._gradient):
+            return False
+        return same and kinds[0] == kinds[1]
+
+    def knows(self, batch: Batch, generator: torch.Generator) -> bool:
+        """True if minibatches of sequences in all shapes of the next update were recorded."""
+        if batch.sequences is None:
+            return True  # they have the sizes they always have
+        settings, twin = self._settings, torch.Generator()
+        twin.set_state(generator.get_state())
+        return all(
+            sequences is not None and sequences.extended_shape in self._known
+            for _ in range(settings.num_epochs)
+            for sequences in batch.minibatch_sequences(settings.minibatch_size, twin)
+        )
 
     def improve(
         self,
@@ -140,17 +159,20 @@ class CriticProcess:
         then to be put back, and this object to be closed.
         """
         # Whatever changed in Python would be changed here only.
-        if not self._gradient.holds(batch, loss, _num_steps(batch, self._settings)):
+        if not self._gradient.holds(_num_steps(batch, self._settings)):
             return None
         theirs = leaves(tuple(_critics_fields(batch).values()))
         ours = leaves(tuple(self._rows.fields.values()))
         for shared, tensor in zip([*ours, *self._copies], [*theirs, *self._others], strict=True):
             shared.copy_(tensor)
+        if self._sequences is not None and batch.sequences is not None:
+            self._sequences.put(batch.sequences)
         state = generator.get_state().numpy().tobytes()
         try:
             self._conn.send((_LIBC.sched_getcpu(), state, self._optimizer.step_count, loss, rates))
             start = time.monotonic()
-            rows = Batch(**{k: tree for k, tree in batch.fields.items() if k not in _CRITICS})
+            fields = {k: tree for k, tree in batch.fields.items() if k not in _CRITICS}
+            rows = Batch(sequences=batch.sequences, **fields)
             mine = self._train(rows, generator, loss, rates, critic=False)
             if not self._conn.poll(_PATIENCE + 10.0 * (time.monotonic() - start)):
                 raise TimeoutError("no answer")
@@ -212,14 +234,41 @@ class CriticProcess:
                 self._optimizer.step_count = step_count
                 for tensor, shared in zip(self._others, self._copies, strict=True):
                     tensor.copy_(shared)
+                sequences = None if self._sequences is None else self._sequences.get()
+                batch = Batch(sequences=sequences, **self._rows.fields)
                 records = None
                 with contextlib.suppress(KeyError):
-                    records = self._train(self._rows, generator, loss, rates, critic=True)
+                    records = self._train(batch, generator, loss, rates, critic=True)
                 conn.send(records)
 
     def close(self) -> None:
         """End the child, at once."""
         self._finalizer()
+
+
+class _Room:
+    """A place in shared memory for the sequences of any batch of so many rows."""
+
+    def __init__(self, sequences: Sequences, num_rows: int) -> None:
+        empty = torch.zeros(num_rows, dtype=torch.int64)
+        self._lengths = in_shared_memory(empty)  # 0 behind the last one
+        self._states = in_shared_memory(
+            sequences.states.new_zeros(num_rows, sequences.states.shape[1])
+        )
+
+    def put(self, sequences: Sequences) -> None:
+        count = len(sequences)
+        self._lengths[:count] = torch.tensor(sequences.lengths)
+        self._lengths[count:] = 0
+        self._states[:count] = sequences.states
+
+    def get(self) -> Sequences:
+        count = int(self._lengths.count_nonzero())
+        return Sequences(tuple(self._lengths[:count].tolist()), self._states[:count])
+
+
+def _shapes_known(gradient: RecordedGradient) -> set[object]:
+    return {recording.shape for recording in gradient.settled}
 
 
 _CRITICS = ("returns", "values")

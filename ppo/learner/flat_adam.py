@@ -89,7 +89,7 @@ class FlatAdam(FlatOptimizer):
 
         Another process takes the step for the others, and every network changes as by `step`.
         """
-        norms = self._clip([self.gradients[index] for index in networks], max_grad_norm)
+        norms = self._clip([self._gradient_arrays[index] for index in networks], max_grad_norm)
         self._count()
         for index in networks:
             rate = learning_rate[index] if isinstance(learning_rate, list) else learning_rate

@@ -8,6 +8,7 @@ whatever the number of layers.
 from __future__ import annotations
 
 import abc
+import functools
 import math
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
@@ -140,16 +141,21 @@ class FlatOptimizer(abc.ABC):
             Norm of the whole gradient before clipping: a number on the CPU, else a tensor `[]`.
         """
         if self._on_cpu:
-            norm: float | Tensor = math.hypot(*self._clip(self.gradients, max_grad_norm))
+            norm: float | Tensor = math.hypot(*self._clip(self._gradient_arrays, max_grad_norm))
         else:
             norm = _clip(self.gradients, max_grad_norm)
         self._descend(learning_rate)
         return norm
 
     @staticmethod
-    def _clip(gradients: Sequence[Tensor], max_grad_norm: float) -> list[float]:
+    def _clip(gradients: Sequence[np.ndarray], max_grad_norm: float) -> list[float]:
         """Clip gradients on the CPU, each by itself; returns their norms before."""
-        return [_clip_on_cpu(gradient.numpy(), max_grad_norm) for gradient in gradients]
+        return [_clip_on_cpu(gradient, max_grad_norm) for gradient in gradients]
+
+    @functools.cached_property
+    def _gradient_arrays(self) -> list[np.ndarray]:
+        """The gradients on the CPU as NumPy sees them."""
+        return [gradient.numpy() for gradient in self.gradients]
 
     @abc.abstractmethod
     def _descend(self, learning_rate: float | list[float]) -> None:

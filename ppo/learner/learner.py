@@ -198,6 +198,8 @@ class Learner:
             )
         if self._helper is None or not isinstance(self._gradient, RecordedGradient):
             return None
+        if not self._helper.knows(batch, generator):
+            return None  # it will be recorded now
         state, replays = generator.get_state(), self._gradient.replays
         start = time.perf_counter()
         records = self._helper.improve(batch, generator, loss, rates)

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ppo.learner.eager import EagerGradient, LossSettings
+from ppo.learner.fixed_rows import FixedRows
 from ppo.learner.flat_optimizer import FlatOptimizer
-from ppo.learner.numpy_loss import normalized, policy_loss, value_loss
-from ppo.policies.protocol import Evaluation, Evaluator
-from ppo.recording import Fingerprint, Program, Tape, UnsupportedError
+from ppo.learner.gradient_recording import GradientRecording
+from ppo.recording import Fingerprint, UnsupportedError
 from ppo.rollout import Batch
-from ppo.trees import leaves, map_tree
 
 __all__ = ["RecordedGradient"]
 
 # Beyond these, arithmetic outweighs what a recording saves.
 _LARGEST_PARAMETER = 256 * 256
 _MOST_ROWS = 2**15
+_MOST_ROWS_OF_SEQUENCES = 2**10
 _MOST_RECORDINGS = 16
+_MOST_PADDING = 2  # rows with those that mean nothing, for one of a minibatch
 
 _REPLAYS_PER_COMPARISON = 1024
-_TOLERANCE = 1e-3
 
 
 class RecordedGradient:
@@ -49,7 +45,7 @@ class RecordedGradient:
         self._policy = policy
         self._optimizer = optimizer
         self._eager = EagerGradient(policy, optimizer)
-        self._recordings: dict[tuple[object, ...], _Recording] = {}
+        self._recordings: dict[object, GradientRecording] = {}
         self._fingerprint: Fingerprint | None = None
         self._repeatable = False
 
@@ -72,21 +68,21 @@ class RecordedGradient:
 
     def __call__(self, batch: Batch, settings: LossSettings) -> list[float]:
         """Write the gradient of one minibatch; returns the `METRICS`."""
-        if not self._repeatable or len(batch) > _MOST_ROWS or batch.sequences is not None:
+        if not (self._repeatable and _worth_it(batch)):
             return self._by_autograd(batch, settings)
-        inputs = leaves((batch.obs, batch.actions, batch.context))
-        key = self._key(inputs, settings)
+        rows = FixedRows.of(batch)
+        key = _key(rows, settings)
         if key not in self._recordings:
             metrics = self._by_autograd(batch, settings)
-            if not self._record(key, batch, settings):
+            if not self._record(key, rows, settings):
                 self._recordings.clear()
                 self._repeatable = False
                 return metrics
-        recording = self._recordings[key]
-        metrics = recording.replay(inputs, batch, settings)
+        recording = self._recordings[key] = self._recordings.pop(key)  # the last to be dropped
+        metrics = recording.replay(rows, batch, settings)
         new = recording.replays <= 2
         due = new or recording.replays % _REPLAYS_PER_COMPARISON == 0
-        if due and not recording.agrees():
+        if due and not recording.agrees(batch):
             self._recordings.clear()
             self._repeatable = not new
             return self._by_autograd(batch, settings)
@@ -99,11 +95,20 @@ class RecordedGradient:
 
         None where one learns from both, where a side has none, or where nothing is recorded yet.
         """
-        splits = [recording.split(networks) for recording in self._recordings.values()]
-        settled = all(recording.replays > 2 for recording in self._recordings.values())
-        if not splits or not settled or any(split != splits[0] for split in splits):
+        splits = [recording.split(networks) for recording in self.settled]
+        if not splits or any(split != splits[0] for split in splits):
             return None
         return splits[0]
+
+    @property
+    def settled(self) -> list[GradientRecording]:
+        """The recordings that are not new any more, in whose place `half` may be called."""
+        return [recording for recording in self._recordings.values() if recording.replays > 2]
+
+    @property
+    def all_settled(self) -> bool:
+        """True if none is new."""
+        return len(self.settled) == len(self._recordings)
 
     def half(self, batch: Batch, settings: LossSettings, *, critic: bool) -> list[float]:
         """Write the gradients of one side of `split`; returns the `METRICS` that are its own.
@@ -111,26 +116,19 @@ class RecordedGradient:
         Raises:
             KeyError: There is no recording for this minibatch.
         """
-        inputs = leaves((batch.obs, batch.actions, batch.context))
-        recording = self._recordings[self._key(inputs, settings)]
-        return recording.replay_half(inputs, batch, settings, critic)
+        rows = FixedRows.of(batch)
+        return self._recordings[_key(rows, settings)].replay_half(rows, batch, settings, critic)
 
-    def holds(self, batch: Batch, settings: LossSettings, num_replays: int) -> bool:
+    def holds(self, num_replays: int) -> bool:
         """Whether autograd agrees with all recordings that are due to be compared that soon."""
         for recording in self._recordings.values():
             now = recording.replays
             if now // _REPLAYS_PER_COMPARISON == (now + num_replays) // _REPLAYS_PER_COMPARISON:
                 continue
-            rows = batch[: recording.num_rows]
-            recording.replay(leaves((rows.obs, rows.actions, rows.context)), rows, settings)
-            recording.replays = now
+            recording.repeat()
             if not recording.agrees():
                 return False
         return True
-
-    @staticmethod
-    def _key(inputs: Sequence[Tensor], settings: LossSettings) -> tuple[object, ...]:
-        return (*((x.shape, x.dtype) for x in inputs), settings.entropy_coef != 0.0)
 
     @property
     def fingerprint(self) -> Fingerprint | None:
@@ -154,7 +152,7 @@ class RecordedGradient:
         for recording, number in zip(self._recordings.values(), numbers, strict=True):
             recording.replays = number
 
-    def _record(self, key: tuple[object, ...], batch: Batch, settings: LossSettings) -> bool:
+    def _record(self, key: object, rows: FixedRows, settings: LossSettings) -> bool:
         """Record minibatches like this one, after the policy was evaluated; False if it cannot."""
         if self._fingerprint is None or Fingerprint(self._policy) != self._fingerprint:
             return False  # it changes itself when it is evaluated
@@ -162,7 +160,7 @@ class RecordedGradient:
             del self._recordings[next(iter(self._recordings))]
         known = self._fingerprint.tensors
         try:
-            self._recordings[key] = _Recording(self._policy, known, batch, settings)
+            self._recordings[key] = GradientRecording(self._policy, known, rows, settings)
         except UnsupportedError:
             return False
         return True
@@ -171,182 +169,13 @@ class RecordedGradient:
         return [metric.item() for metric in self._eager(batch, settings)]
 
 
-class _Recording:
-    """Forward and backward program for minibatches of one size.
-
-    Raises:
-        UnsupportedError: The policy cannot be repeated.
-    """
-
-    def __init__(
-        self,
-        policy: nn.Module,
-        known: Sequence[Tensor],
-        batch: Batch,
-        settings: LossSettings,
-    ) -> None:
-        self.replays, self.num_rows = 0, len(batch)
-        self._evaluator = Evaluator(policy)
-        self._obs, self._actions = map_tree(torch.clone, (batch.obs, batch.actions))
-        self._context = map_tree(torch.clone, batch.context)
-        inputs = leaves((self._obs, self._actions, self._context))
-        self._trained = [p for p in policy.parameters() if p.requires_grad]
-        tape = Tape([*known, *inputs])
-        with torch.enable_grad():
-            with tape.record():
-                new = self._evaluate()
-            for name, output in new._asdict().items():
-                if not _is_column(output, len(batch)) or output.dtype != new.values.dtype:
-                    raise UnsupportedError(f"{name} is no vector of numbers, one for each row")
-            self._pulling = [output.requires_grad for output in new]
-            self._pulling[1] &= settings.entropy_coef != 0.0
-            self._slopes = [torch.zeros_like(output) for output in new]
-            tape.know(self._slopes)
-            with tape.record():
-                gradients = self._differentiate(new)
-        self._tape, self._outputs, self._gradients = tape, new, gradients
-        self._whole = _programs(tape, self._trained, gradients)
-        self._halves: dict[bool, _Programs] = {}
-        self._arrays = [tensor.numpy() for tensor in inputs]
-        self._log_probs, self._entropy, self._values = (x.detach().numpy() for x in new)
-        self._d_log_probs, self._d_entropy, self._d_values = (x.numpy() for x in self._slopes)
-
-    def _evaluate(self) -> Evaluation:
-        return self._evaluator(self._obs, self._actions, self._context)
-
-    def _differentiate(self, new: Evaluation) -> Sequence[Tensor | None]:
-        """Gradients of the outputs, weighted with the slopes of the loss."""
-        return torch.autograd.grad(
-            list(itertools.compress(new, self._pulling)),
-            self._trained,
-            list(itertools.compress(self._slopes, self._pulling)),
-            allow_unused=True,
-        )
-
-    def split(
-        self, networks: Sequence[Sequence[nn.Parameter]]
-    ) -> tuple[list[int], list[int]] | None:
-        """See `RecordedGradient.split`."""
-        found = {id(p): g for p, g in zip(self._trained, self._gradients, strict=True)}
-        sides: tuple[list[int], list[int]] = [], []
-        for index, members in enumerate(networks):
-            known = [g for p in members if (g := found.get(id(p))) is not None]
-            sources = [self._tape.depends(known, slope) for slope in self._slopes]
-            if sources[2] and (sources[0] or sources[1]):
-                return None
-            sides[sources[2]].append(index)
-        if not (sides[0] and sides[1]):
-            return None
-        for critic in (False, True):
-            own = {id(p) for index in sides[critic] for p in networks[index]}
-            trained = [p for p in self._trained if id(p) in own]
-            gradients = [found[id(p)] for p in trained]
-            outputs = self._outputs[2:] if critic else self._outputs[:2]
-            self._halves[critic] = _programs(self._tape, trained, gradients, outputs)
-        return sides
-
-    def agrees(self) -> bool:
-        """Whether autograd finds the same for the minibatch that was replayed last.
-
-        With the slopes of the loss given: on an edge of the clip, rounding decides a row's slope.
-        """
-        with torch.enable_grad():
-            new = self._evaluate()
-            gradients = self._differentiate(new)
-        replayed = self._log_probs, self._entropy, self._values
-        for ours, output in zip(replayed, new, strict=True):
-            truth = output.detach().numpy()
-            if not np.allclose(ours, truth, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True):
-                return False
-        floor = 0.1 * _TOLERANCE * sum(float(slope.abs().sum()) for slope in self._slopes)
-        for parameter, gradient in zip(self._trained, gradients, strict=True):
-            assert parameter.grad is not None
-            norm = 0.0 if gradient is None else float(gradient.norm())
-            difference = parameter.grad if gradient is None else parameter.grad - gradient
-            if math.isfinite(norm) and not difference.norm() <= _TOLERANCE * norm + floor:
-                return False
-        return True
-
-    def replay(self, inputs: Sequence[Tensor], batch: Batch, settings: LossSettings) -> list[float]:
-        """Write the gradient of a minibatch with these inputs; returns the `METRICS`."""
-        self._begin(self._whole, inputs)
-        loss, entropy, kl, clip_fraction = self._policy_loss(batch, settings)
-        error = value_loss(self._values, batch, settings, self._d_values)
-        self._whole.finish()
-        return [loss, error, entropy, kl, clip_fraction]
-
-    def replay_half(
-        self, inputs: Sequence[Tensor], batch: Batch, settings: LossSettings, critic: bool
-    ) -> list[float]:
-        """The same for one side of `split`."""
-        programs = self._halves[critic]
-        self._begin(programs, inputs)
-        if critic:
-            metrics = [value_loss(self._values, batch, settings, self._d_values)]
-        else:
-            metrics = self._policy_loss(batch, settings)
-        programs.finish()
-        return metrics
-
-    def _begin(self, programs: _Programs, inputs: Sequence[Tensor]) -> None:
-        self.replays += 1
-        for ours, theirs in zip(self._arrays, inputs, strict=True):
-            np.copyto(ours, theirs.numpy())
-        programs.forward()
-
-    def _policy_loss(self, batch: Batch, settings: LossSettings) -> list[float]:
-        """Write the slopes of policy loss and entropy; returns the metrics without the critic's."""
-        advantages = batch.advantages.numpy()
-        if settings.normalize_advantages:
-            advantages = normalized(advantages)
-        loss, kl, clip_fraction = policy_loss(
-            self._log_probs,
-            batch.log_probs.numpy(),
-            advantages,
-            settings,
-            self._d_log_probs,
-        )
-        self._d_entropy.fill(-settings.entropy_coef / len(advantages))
-        entropy = float(np.add.reduce(self._entropy)) / len(advantages)
-        return [loss, entropy, kl, clip_fraction]
+def _worth_it(batch: Batch) -> bool:
+    """Whether overhead weighs more than arithmetic, and rows more than padding."""
+    if batch.sequences is None:
+        return len(batch) <= _MOST_ROWS
+    rows = math.prod(batch.sequences.extended_shape)
+    return rows <= min(_MOST_ROWS_OF_SEQUENCES, _MOST_PADDING * len(batch))
 
 
-def _is_column(output: object, rows: int) -> bool:
-    kinds = (torch.float32, torch.float64)
-    return isinstance(output, Tensor) and output.shape == (rows,) and output.dtype in kinds
-
-
-class _Programs(NamedTuple):
-    """What computes the gradients of some parameters."""
-
-    forward: Program
-    backward: Program
-    copies: list[tuple[np.ndarray, np.ndarray]]  # to a parameter's gradient, from where it is found
-
-    def finish(self) -> None:
-        """From the slopes of the loss to the gradients."""
-        self.backward()
-        for gradient, found in self.copies:
-            np.copyto(gradient, found)
-
-
-def _programs(
-    tape: Tape,
-    parameters: Sequence[nn.Parameter],
-    gradients: Sequence[Tensor | None],
-    outputs: Sequence[Tensor] | None = None,
-) -> _Programs:
-    """The two programs for these gradients; with `outputs` for these and nothing else."""
-    homes, copies = [], []
-    # The gradients of two parameters may be one tensor: of a and b in a + b, for example.
-    places = Counter(g.untyped_storage().data_ptr() for g in gradients if g is not None)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        assert parameter.grad is not None
-        found = torch.zeros_like(parameter) if gradient is None else gradient
-        if tape.can_move(found) and places[found.untyped_storage().data_ptr()] == 1:
-            homes.append((found, parameter.grad))
-        else:
-            copies.append((parameter.grad.numpy(), found.detach().numpy()))
-    only = None if outputs is None else [*outputs, *(g for g in gradients if g is not None)]
-    forward, backward = tape.programs(homes, only)
-    return _Programs(forward, backward, copies)
+def _key(rows: FixedRows, settings: LossSettings) -> tuple[object, ...]:
+    return rows.shape, settings.entropy_coef != 0.0

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
-__all__ = ["ACTIVATIONS", "MLP", "NatureCNN", "orthogonal_conv", "orthogonal_linear"]
+__all__ = [
+    "ACTIVATIONS",
+    "MLP",
+    "NatureCNN",
+    "orthogonal_conv",
+    "orthogonal_linear",
+    "with_memory",
+    "without_values",
+]
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
@@ -28,9 +37,9 @@ def orthogonal_linear(
 
     Without a generator it is a layer on the `meta` device: shapes that take no memory.
     """
-    layer = skip_init(nn.Linear, num_inputs, num_outputs, device=_device(generator))
+    layer = without_values(nn.Linear, num_inputs, num_outputs, device=_device(generator))
     _orthogonal_(layer, gain, generator)
-    return cast("nn.Linear", layer)
+    return layer
 
 
 def orthogonal_conv(
@@ -38,9 +47,33 @@ def orthogonal_conv(
 ) -> nn.Conv2d:
     """Convolution with orthogonal weights of gain sqrt(2) and zero bias; generator as above."""
     device = _device(generator)
-    layer = skip_init(nn.Conv2d, num_inputs, num_outputs, kernel, stride=stride, device=device)
+    layer = without_values(nn.Conv2d, num_inputs, num_outputs, kernel, stride=stride, device=device)
     _orthogonal_(layer, math.sqrt(2.0), generator)
-    return cast("nn.Conv2d", layer)
+    return layer
+
+
+def without_values(
+    kind: Callable[..., ModuleT], *sizes: int, device: str, **options: Any
+) -> ModuleT:
+    """A layer whose parameters have memory and no values yet; on the `meta` device neither.
+
+    It does not draw on the global generator, as its own initial values would.
+    """
+    layer = kind(*sizes, device="meta", **options)
+    return layer if device == "meta" else with_memory(layer)
+
+
+def with_memory(module: ModuleT) -> ModuleT:
+    """Give what is on the `meta` device memory on the CPU, with no values yet.
+
+    `to_empty` does the same, but imports sympy when it is first called, for a quarter of a second.
+    """
+
+    def empty(tensor: Tensor) -> Tensor:
+        return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+    module._apply(empty)  # type: ignore[no-untyped-call]
+    return module
 
 
 def _device(generator: torch.Generator | None) -> str:
@@ -48,7 +81,6 @@ def _device(generator: torch.Generator | None) -> str:
 
 
 def _orthogonal_(layer: Any, gain: float, generator: torch.Generator | None) -> None:
-    """Fill a layer made by `skip_init`, which never draws on the global generator."""
     if generator is not None:
         nn.init.orthogonal_(layer.weight, gain, generator=generator)
         nn.init.zeros_(layer.bias)

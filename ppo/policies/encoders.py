@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from ppo.config_parsing import NearestError
 from ppo.errors import ConfigError, SpaceError
-from ppo.policies.bodies import MLP, NatureCNN
+from ppo.policies.bodies import MLP, NatureCNN, without_values
 from ppo.policies.options import EncoderConfig, PolicyConfig
 from ppo.spaces import is_image, sub_spaces
 from ppo.trees import leaves_with_paths
@@ -124,7 +123,7 @@ class EmbeddingEncoder(nn.Module):
         self.num_features = frames * len(sizes) * width
         device = "meta" if generator is None else "cpu"
         # The positions' tables one below the other: one look-up serves them all.
-        self.table = cast("nn.Embedding", skip_init(nn.Embedding, sum(sizes), width, device=device))
+        self.table = without_values(nn.Embedding, sum(sizes), width, device=device)
         if generator is not None:
             nn.init.normal_(self.table.weight, generator=generator)
 

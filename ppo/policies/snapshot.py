@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -26,10 +26,23 @@ __all__ = ["MLPActor", "acts_in_workers", "snapshot"]
 # Above this many weights in one layer a product for a group of environments may use several
 # threads, and arithmetic outweighs overhead: torch then acts for all environments at once.
 _MAX_LAYER = 128 * 64
+_ZERO = np.float32(0.0)
 
 
 def _array(tensor: Tensor) -> np.ndarray:
     return np.array(tensor.detach().cpu().numpy(), dtype=np.float32, order="C")
+
+
+class _Room(NamedTuple):
+    """Memory for one number of rows: BLAS takes the same path bit for bit, whoever calls.
+
+    What is added to every row is there once for each, as spreading it takes longer than adding.
+    """
+
+    inputs: np.ndarray
+    normalizer: tuple[Any, ...]
+    layers: list[tuple[np.ndarray, Any, np.ndarray]]
+    std: np.ndarray | None
 
 
 @dataclasses.dataclass
@@ -53,45 +66,53 @@ class MLPActor:
     relu: bool
     std: np.ndarray | None
     action_shape: tuple[int, ...]
-    _work: list[np.ndarray] = dataclasses.field(default_factory=list, repr=False)
-
-    def __post_init__(self) -> None:
-        # Python's numbers would be converted in every call.
-        self._high, self._low = np.float32(self.clip), np.float32(-self.clip)
+    _rooms: dict[int, _Room] = dataclasses.field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_work": []}
+        return {**self.__dict__, "_rooms": {}}
+
+    def _make_room(self, rows: int) -> _Room:
+        def spread(values: np.ndarray | None) -> np.ndarray | None:
+            return None if values is None else np.repeat(values[None], rows, axis=0)
+
+        # Python's numbers would be converted in every call.
+        low, high = np.float32(-self.clip), np.float32(self.clip)
+        layers = [
+            (weight, spread(bias), np.empty((rows, bias.size), np.float32))
+            for weight, bias in self.layers
+        ]
+        inputs = np.empty((rows, len(self.layers[0][0])), np.float32)
+        normalizer = spread(self.shift), spread(self.scale), low, high
+        room = self._rooms[rows] = _Room(inputs, normalizer, layers, spread(self.std))
+        return room
 
     def __call__(self, obs: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """Raw actions `[G, ...]` for observations `[G, ...]` and noise `[G, k]`."""
-        x = obs.reshape(len(obs), -1)
-        if not self._work or len(self._work[0]) != len(x):
-            widths = [x.shape[1], *(bias.size for _, bias in self.layers)]
-            self._work = [np.empty((len(x), width), np.float32) for width in widths]
-        # The same private buffers whoever calls: BLAS then takes the same path bit for bit.
-        h = self._work[0]
-        if self.shift is None or self.scale is None:
+        room = self._rooms.get(len(obs)) or self._make_room(len(obs))
+        x = obs if obs.ndim == 2 else obs.reshape(len(obs), -1)
+        h, (shift, scale, low, high), layers, std = room
+        if shift is None:
             h[...] = x
         else:
-            np.subtract(x, self.shift, out=h)
-            np.multiply(h, self.scale, out=h)
-            np.minimum(h, self._high, out=h)
-            np.maximum(h, self._low, out=h)
-        last = len(self.layers) - 1
-        for index, (weight, bias) in enumerate(self.layers):
-            out = self._work[index + 1]
-            np.matmul(h, weight, out=out)
+            np.subtract(x, shift, out=h)
+            np.multiply(h, scale, out=h)
+            np.minimum(h, high, out=h)
+            np.maximum(h, low, out=h)
+        last = layers[-1][2]
+        for weight, bias, out in layers:
+            np.dot(h, weight, out=out)  # half a microsecond less than matmul
             np.add(out, bias, out=out)
-            if index < last:
-                if self.relu:
-                    np.maximum(out, 0.0, out=out)
-                else:
-                    np.tanh(out, out=out)
+            if out is last:
+                break
+            if self.relu:
+                np.maximum(out, _ZERO, out=out)
+            else:
+                np.tanh(out, out=out)
             h = out
-        if self.std is None:
-            classes: np.ndarray = np.argmax(h + noise, axis=-1)
+        if std is None:
+            classes: np.ndarray = (last + noise).argmax(axis=-1)
             return classes
-        actions: np.ndarray = h + self.std * noise
+        actions: np.ndarray = last + std * noise
         return actions.reshape(len(x), *self.action_shape)
 
 

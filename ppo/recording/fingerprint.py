@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,8 +39,10 @@ class Fingerprint:
             for table in (vars(module), module._parameters, module._buffers, module._modules)
         ]
         hooks = [hook for m in modules for name in _HOOKS for hook in getattr(m, name).values()]
-        values = [value for table in tables for value in table.values()]
-        self.tensors = [value for value in values if isinstance(value, Tensor)]
+        values: list[Any] = [value for table in tables for value in table.values()]
+        kinds = set(map(type, values))  # a few, where the values are hundreds
+        of_tensors = {kind for kind in kinds if issubclass(kind, Tensor)}
+        self.tensors = [value for value in values if type(value) in of_tensors]
         on_tensors = [hooks for tensor in self.tensors for hooks in _hooks_of(tensor)]
         dense = [tensor for tensor in self.tensors if tensor.layout == torch.strided]
         places = [number for t in dense for number in (t.data_ptr(), *t.stride())]
@@ -48,9 +51,9 @@ class Fingerprint:
             hooks
             or nn.modules.module._has_any_global_hook()
             or any(on_tensors)
-            or any(hasattr(module, "_orig_mod") for module in modules)
+            or any("_orig_mod" in module._modules for module in modules)
             or any(getattr(module, "_compiled_call_impl", None) for module in modules)
-            or any(isinstance(value, _GENERATORS) for value in values)
+            or any(issubclass(kind, _GENERATORS) for kind in kinds)
         )
 
     def __eq__(self, other: object) -> bool:

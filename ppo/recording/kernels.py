@@ -129,6 +129,19 @@ def _copy(result: Tensor, x: Tensor) -> list[Step] | None:
     return [(np.copyto, (result.numpy(), x.numpy()))] if _same_type(result, [x]) else None
 
 
+def _cat(result: Tensor, parts: Sequence[Tensor], axis: int = 0) -> list[Step] | None:
+    if not _same_type(result, parts) or any(part.ndim != result.ndim for part in parts):
+        return None
+    homes = result.split([part.shape[axis] for part in parts], axis)
+    return [(np.copyto, _arrays(pair)) for pair in zip(homes, parts, strict=True)]
+
+
+def _argmax(result: Tensor, x: Tensor, axis: Any = None, keep: bool = False) -> list[Step] | None:
+    if axis is None or keep or x.dtype not in (torch.float32, torch.float64):
+        return None
+    return [_written_by(functools.partial(np.argmax, axis=axis), result.numpy(), x.numpy())]
+
+
 def _sum(result: Tensor, x: Tensor, axes: Any, keep: bool = False) -> list[Step] | None:
     if not _same_type(result, [x]) or not axes or x.ndim == 0:
         return None
@@ -196,6 +209,8 @@ KERNELS: dict[Any, Kernel] = {
     _aten.threshold_backward.default: _threshold_backward,
     _aten.where.self: _where,
     _aten.clone.default: _copy,
+    _aten.cat.default: _cat,
+    _aten.argmax.default: _argmax,
     _aten.sum.dim_IntList: _sum,
     _aten.mm.default: _mm,
     _aten.addmm.default: _addmm,

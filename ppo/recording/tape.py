@@ -31,6 +31,8 @@ _FORBIDDEN = {
 _aten = torch.ops.aten
 # Their schemas do not say that they move the running statistics.
 _TRAINS_IN_PLACE = {_aten.native_batch_norm.default, _aten._batch_norm_impl_index.default}
+# Without gradients they do not keep what their backward pass needs.
+_KEEPS_FOR_BACKWARD = {_aten.mkldnn_rnn_layer.default}
 
 
 class UnsupportedError(Exception):
@@ -42,6 +44,7 @@ class _Call(NamedTuple):
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     result: Any
+    with_grad: bool
 
 
 class _Recorder(TorchDispatchMode):
@@ -149,7 +152,8 @@ class Tape:
         if not all(_is_plain(tensor) for tensor in _tensors(result)):
             raise UnsupportedError(f"{operator} does not make dense tensors on the CPU")
         self._made |= _storages(_tensors(result)) - _storages(inputs)
-        self._parts[-1].append(_Call(operator, args, kwargs, result))
+        with_grad = torch.is_grad_enabled()
+        self._parts[-1].append(_Call(operator, args, kwargs, result, with_grad))
         return result
 
     def know(self, tensors: Iterable[Tensor]) -> None:
@@ -220,8 +224,10 @@ class Tape:
         constant = call.operator in CONSTANTS or not _tensors((call.args, call.kwargs))
         if constant and not fresh and not memory & (self._changed | moved.keys()):
             return []
-        operator, *call_tensors = call
-        args, kwargs, result = _map_tensors(functools.partial(_move, moved), call_tensors)
+        operator = call.operator
+        args, kwargs, result = _map_tensors(
+            functools.partial(_move, moved), [call.args, call.kwargs, call.result]
+        )
         if mutable:
             return [(functools.partial(operator, **kwargs), args)]
         results = _tensors(result)
@@ -229,7 +235,12 @@ class Tape:
         # The layout of a result is that of its memory; other options are not the kernels'.
         plain = kernel is not None and not kwargs.keys() - {"memory_format"}
         steps = kernel(*results, *args) if kernel is not None and plain else None
-        return [_call_again(operator, args, kwargs, results)] if steps is None else steps
+        if steps is not None:
+            return steps
+        function, args = _call_again(operator, args, kwargs, results)
+        if operator in _KEEPS_FOR_BACKWARD and call.with_grad:
+            function = torch.enable_grad()(function)
+        return [(function, args)]
 
 
 def _call_again(

@@ -39,6 +39,8 @@ class _DiscreteActions:
         self._env_dtype = np.dtype(space.dtype)
 
     def __call__(self, raw: np.ndarray) -> np.ndarray:
+        if not self._start:
+            return raw.astype(self._env_dtype)
         return (raw + self._start).astype(self._env_dtype, copy=False)
 
     def rows(self, actions: np.ndarray) -> Any:
@@ -78,7 +80,7 @@ class _BoxActions(_ArrayActions):
 
     def __init__(self, space: spaces.Box, squash: bool) -> None:
         super().__init__(space.shape, np.float32, space.dtype)
-        self._low, self._high = space.low, space.high
+        self._low, self._high = _bound(space.low), _bound(space.high)
         self._squash = squash
 
     def __call__(self, raw: np.ndarray) -> np.ndarray:
@@ -86,7 +88,13 @@ class _BoxActions(_ArrayActions):
             low, high = self._low.astype(np.float64), self._high.astype(np.float64)
             raw = low + (high - low) * (0.5 * np.tanh(raw) + 0.5)
         clipped: np.ndarray = np.minimum(np.maximum(raw, self._low), self._high)
-        return clipped.astype(self._env_dtype, copy=False)
+        return clipped if clipped.dtype == self._env_dtype else clipped.astype(self._env_dtype)
+
+
+def _bound(bounds: np.ndarray) -> Any:
+    """One number where all are alike: spreading them over the rows takes as long as comparing."""
+    alike = bounds.dtype == np.float32 and bounds.size and (bounds == bounds.flat[0]).all()
+    return bounds.flat[0] if alike else bounds
 
 
 class _NestedActions:

@@ -50,5 +50,7 @@ def check_policy_spaces(policy: object, observation_space: Space, action_space: 
 
 def _same(one: Space, other: Space) -> bool:
     """Equal, and with the leaves in one order: rows of a Dict lie in the order of its keys."""
+    if one is other:
+        return True
     paths = [[path for path, _ in leaves_with_paths(sub_spaces(space))] for space in (one, other)]
     return bool(one == other) and paths[0] == paths[1]

@@ -489,14 +489,14 @@ DISTRIBUTIONS = [
     Mutant(
         "the actor of the workers takes no noise",
         "policies/snapshot.py",
-        "np.argmax(h + noise, axis=-1)",
-        "np.argmax(h, axis=-1)",
+        "(last + noise).argmax(axis=-1)",
+        "last.argmax(axis=-1)",
         ("snapshot",),
     ),
     Mutant(
         "the actor of the workers does not clip observations",
         "policies/snapshot.py",
-        "np.minimum(h, self._high, out=h)",
+        "np.minimum(h, high, out=h)",
         "pass",
         ("snapshot",),
     ),
@@ -641,8 +641,8 @@ COLLECTOR = [
     Mutant(
         "minibatches are larger than asked for",
         "rollout.py",
-        "-(-rows // minibatch_size)",
-        "max(rows // minibatch_size, 1)",
+        "-(-len(self) // minibatch_size)",
+        "max(len(self) // minibatch_size, 1)",
         ("rollout",),
     ),
     Mutant(
@@ -864,10 +864,59 @@ LEARNER = [
         ("recorded", "learner"),
     ),
     Mutant(
-        "the recorded gradient punishes entropy",
+        "rows that mean nothing keep the slopes of rows of the last minibatch",
+        "learner/gradient_recording.py",
+        "            slopes.fill(0.0)\n",
+        "",
+        ("recorded_sequences",),
+    ),
+    Mutant(
+        "a recording of sequences is only compared with itself",
+        "learner/gradient_recording.py",
+        "self._evaluate(self._rows if batch is None else batch)",
+        "self._evaluate(self._rows)",
+        ("recorded_sequences",),
+    ),
+    Mutant(
+        "recordings are made for minibatches that are mostly padding",
         "learner/recorded.py",
-        "fill(-settings.entropy_coef",
-        "fill(settings.entropy_coef",
+        "rows <= min(_MOST_ROWS_OF_SEQUENCES, _MOST_PADDING * len(batch))",
+        "rows <= _MOST_ROWS_OF_SEQUENCES",
+        ("recorded_sequences",),
+    ),
+    Mutant(
+        "the last row of a sequence counts as padding",
+        "sequences.py",
+        "np.flatnonzero(step <= last)",
+        "np.flatnonzero(step < np.maximum(last, 1))",
+        ("recorded_sequences",),
+    ),
+    Mutant(
+        "extended sequences begin without memory",
+        "sequences.py",
+        "        states[: len(self)] = self.states\n",
+        "",
+        ("recorded_sequences",),
+    ),
+    Mutant(
+        "the critic's process sees sequences of an update before",
+        "learner/critic_process.py",
+        "        self._lengths[count:] = 0\n",
+        "",
+        ("recorded_sequences", "critic_process"),
+    ),
+    Mutant(
+        "the critic's process is asked for shapes that it does not know",
+        "learner/critic_process.py",
+        "sequences is not None and sequences.extended_shape in self._known",
+        "sequences is not None",
+        ("recorded_sequences", "critic_process"),
+    ),
+    Mutant(
+        "the recorded gradient punishes entropy",
+        "learner/gradient_recording.py",
+        "_d_entropy, -settings.entropy_coef",
+        "_d_entropy, settings.entropy_coef",
         ("recorded", "learner"),
     ),
     Mutant(
@@ -908,8 +957,8 @@ LEARNER = [
     Mutant(
         "a recording without entropy serves an update with it",
         "learner/recorded.py",
-        "(*((x.shape, x.dtype) for x in inputs), settings.entropy_coef != 0.0)",
-        "tuple((x.shape, x.dtype) for x in inputs)",
+        "return rows.shape, settings.entropy_coef != 0.0",
+        "return (rows.shape,)",
         (
             "recorded",
             "learner",
@@ -939,8 +988,8 @@ LEARNER = [
     Mutant(
         "gradients are clipped at half the limit",
         "learner/flat_optimizer.py",
-        "_clip_on_cpu(gradient.numpy(), max_grad_norm)",
-        "_clip_on_cpu(gradient.numpy(), max_grad_norm / 2)",
+        "_clip_on_cpu(gradient, max_grad_norm)",
+        "_clip_on_cpu(gradient, max_grad_norm / 2)",
         ("flat_adam",),
     ),
 ]

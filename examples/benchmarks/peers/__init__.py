@@ -11,6 +11,9 @@ OURS = {
     "ppo-0-workers": ("peers.ppo_agent", {"num_workers": 0}),
     "ppo-2-workers": ("peers.ppo_agent", {"num_workers": 2}),
     "ppo-own-module": ("peers.ppo_agent", {"own_module": True}),
+    "ppo-lstm": ("peers.ppo_agent", {"memory": "lstm"}),
+    "ppo-lstm-shared": ("peers.ppo_agent", {"memory": "lstm", "shared": True}),
+    "ppo-gru": ("peers.ppo_agent", {"memory": "gru"}),
     "ppo-bfloat16": ("peers.ppo_agent", {"precision": "bfloat16"}),
 }
 

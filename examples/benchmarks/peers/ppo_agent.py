@@ -68,14 +68,20 @@ ATARI = {
 }
 
 
-def make_config(workload, *, precision="float32", **changes):
-    """The workload in this library's words; `num_workers` stays as the library chooses it."""
+def make_config(workload, *, precision="float32", memory=None, shared=False, **changes):
+    """The workload in this library's words; `num_workers` stays as the library chooses it.
+
+    A memory stands behind the layers of the others and is as wide as they are.
+    """
     size = workload.hidden_size
     policy = PolicyConfig(
         hidden_sizes=(size, size),
         activation="tanh",
         log_std_init=0.0,
         normalize_observations=workload.normalize,
+        memory=memory,
+        memory_size=size,
+        shared=shared,
     )
     if workload.pixels:
         policy = PolicyConfig(hidden_sizes=(), shared=True, frame_stack=4, precision=precision)

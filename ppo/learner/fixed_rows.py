@@ -1,0 +1,85 @@
+"""Minibatches in shapes that recur, as what is recorded for one shape needs them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppo.rollout import Batch
+from ppo.sequences import Sequences
+from ppo.trees import leaves, map_tree
+
+__all__ = ["FixedRows"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedRows:
+    """What a policy is evaluated on, `[R]` rows.
+
+    Minibatches of sequences have hardly ever the same lengths twice. Their sequences are made
+    equally long by rows that mean nothing: a policy never looks ahead, so what it says of the real
+    ones stays.
+
+    Attributes:
+        obs: Observations `[R, ...]`.
+        actions: Actions `[R, ...]`.
+        masks: Legal actions `[R, M]`; None: all.
+        sequences: Which rows follow one another; None if each stands for itself.
+        places: Where the rows of the minibatch lie among these, `[B]`; None: they are these.
+    """
+
+    obs: Any
+    actions: Any
+    masks: Tensor | None
+    sequences: Sequences | None
+    places: np.ndarray | None
+
+    @classmethod
+    def of(cls, batch: Batch) -> FixedRows:
+        """The rows of a minibatch."""
+        masks = batch.context.get("action_masks")
+        if batch.sequences is None:
+            return cls(batch.obs, batch.actions, masks, None, None)
+        positions, sequences, places = batch.sequences.extended()
+        rows = torch.from_numpy(positions)
+
+        def chosen(tensor: Tensor) -> Tensor:
+            return tensor.index_select(0, rows)
+
+        obs, actions = map_tree(chosen, (batch.obs, batch.actions))
+        return cls(obs, actions, None if masks is None else chosen(masks), sequences, places)
+
+    def __len__(self) -> int:
+        return len(leaves(self.obs)[0])
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Everything that changes from minibatch to minibatch."""
+        masks = () if self.masks is None else (self.masks,)
+        states = () if self.sequences is None else (self.sequences.states,)
+        return leaves((self.obs, self.actions, masks, states))
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """Equal for rows that can take one another's place."""
+        lengths = None if self.sequences is None else self.sequences.lengths
+        return (lengths, *((tensor.shape, tensor.dtype) for tensor in self.tensors))
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """As `Batch.context`."""
+        context = {"action_masks": self.masks, "sequences": self.sequences}
+        return {name: value for name, value in context.items() if value is not None}
+
+    def clone(self) -> FixedRows:
+        """The same in memory of its own."""
+        sequences = self.sequences
+        if sequences is not None:
+            sequences = Sequences(sequences.lengths, sequences.states.clone())
+        obs, actions = map_tree(torch.clone, (self.obs, self.actions))
+        masks = None if self.masks is None else self.masks.clone()
+        return FixedRows(obs, actions, masks, sequences, self.places)

@@ -1,0 +1,244 @@
+"""One recording of a policy's gradient: its two programs, and the loss between them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ppo.learner.eager import LossSettings
+from ppo.learner.fixed_rows import FixedRows
+from ppo.learner.numpy_loss import normalized, policy_loss, value_loss
+from ppo.policies.protocol import Evaluation, Evaluator
+from ppo.recording import Program, Tape, UnsupportedError
+from ppo.rollout import Batch
+
+__all__ = ["GradientRecording"]
+
+_TOLERANCE = 1e-3
+
+
+class GradientRecording:
+    """Forward and backward program for rows of one shape.
+
+    Raises:
+        UnsupportedError: The policy cannot be repeated.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        known: Sequence[Tensor],
+        rows: FixedRows,
+        settings: LossSettings,
+    ) -> None:
+        self.replays, self.shape = 0, rows.sequences and rows.sequences.shape
+        self._evaluator = Evaluator(policy)
+        self._rows = rows.clone()
+        self._places: np.ndarray | slice = slice(None)
+        inputs = self._rows.tensors
+        self._trained = [p for p in policy.parameters() if p.requires_grad]
+        tape = Tape([*known, *inputs])
+        with torch.enable_grad():
+            with tape.record():
+                new = self._evaluate(self._rows)
+            for name, output in new._asdict().items():
+                if not _is_column(output, len(rows)) or output.dtype != new.values.dtype:
+                    raise UnsupportedError(f"{name} is no vector of numbers, one for each row")
+            self._pulling = [output.requires_grad for output in new]
+            self._pulling[1] &= settings.entropy_coef != 0.0
+            self._slopes = [torch.zeros_like(output) for output in new]
+            tape.know(self._slopes)
+            with tape.record():
+                gradients = self._differentiate(new, self._slopes)
+        self._tape, self._outputs, self._gradients = tape, new, gradients
+        self._whole = _programs(tape, self._trained, gradients)
+        self._halves: dict[bool, _Programs] = {}
+        self._arrays = [tensor.numpy() for tensor in inputs]
+        self._log_probs, self._entropy, self._values = (x.detach().numpy() for x in new)
+        self._d_log_probs, self._d_entropy, self._d_values = (x.numpy() for x in self._slopes)
+
+    def _evaluate(self, rows: FixedRows | Batch) -> Evaluation:
+        return self._evaluator(rows.obs, rows.actions, rows.context)
+
+    def _differentiate(self, new: Evaluation, slopes: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """Gradients of the outputs, weighted with the slopes of the loss."""
+        pulling = itertools.compress(new, self._pulling)
+        loss = _Sloped.apply([*itertools.compress(slopes, self._pulling)], *pulling)  # type: ignore[no-untyped-call]
+        return torch.autograd.grad(loss, self._trained, allow_unused=True)
+
+    def split(
+        self, networks: Sequence[Sequence[nn.Parameter]]
+    ) -> tuple[list[int], list[int]] | None:
+        """See `RecordedGradient.split`."""
+        found = {id(p): g for p, g in zip(self._trained, self._gradients, strict=True)}
+        sides: tuple[list[int], list[int]] = [], []
+        for index, members in enumerate(networks):
+            known = [g for p in members if (g := found.get(id(p))) is not None]
+            sources = [self._tape.depends(known, slope) for slope in self._slopes]
+            if sources[2] and (sources[0] or sources[1]):
+                return None
+            sides[sources[2]].append(index)
+        if not (sides[0] and sides[1]):
+            return None
+        for critic in (False, True):
+            own = {id(p) for index in sides[critic] for p in networks[index]}
+            trained = [p for p in self._trained if id(p) in own]
+            gradients = [found[id(p)] for p in trained]
+            outputs = self._outputs[2:] if critic else self._outputs[:2]
+            self._halves[critic] = _programs(self._tape, trained, gradients, outputs)
+        return sides
+
+    def agrees(self, batch: Batch | None = None) -> bool:
+        """Whether autograd finds the same for the minibatch that was replayed last.
+
+        With the slopes of the loss given: on an edge of the clip, rounding decides a row's slope.
+
+        Args:
+            batch: That minibatch; None: look at the rows that are held in its place.
+        """
+        places = slice(None) if batch is None else self._places
+        with torch.enable_grad():
+            new = self._evaluate(self._rows if batch is None else batch)
+            gradients = self._differentiate(new, [slope[places] for slope in self._slopes])
+        replayed = self._log_probs, self._entropy, self._values
+        for ours, output in zip(replayed, new, strict=True):
+            truth = output.detach().numpy()
+            if not np.allclose(
+                ours[places], truth, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True
+            ):
+                return False
+        floor = 0.1 * _TOLERANCE * sum(float(slope.abs().sum()) for slope in self._slopes)
+        for parameter, gradient in zip(self._trained, gradients, strict=True):
+            assert parameter.grad is not None
+            norm = 0.0 if gradient is None else float(gradient.norm())
+            difference = parameter.grad if gradient is None else parameter.grad - gradient
+            if math.isfinite(norm) and not difference.norm() <= _TOLERANCE * norm + floor:
+                return False
+        return True
+
+    def replay(self, rows: FixedRows, batch: Batch, settings: LossSettings) -> list[float]:
+        """Write the gradient of a minibatch with these rows; returns the `METRICS`."""
+        self._begin(self._whole, rows)
+        loss, entropy, kl, clip_fraction = self._policy_loss(batch, settings)
+        error = self._value_loss(batch, settings)
+        self._whole.finish()
+        return [loss, error, entropy, kl, clip_fraction]
+
+    def replay_half(
+        self, rows: FixedRows, batch: Batch, settings: LossSettings, critic: bool
+    ) -> list[float]:
+        """The same for one side of `split`."""
+        programs = self._halves[critic]
+        self._begin(programs, rows)
+        if critic:
+            metrics = [self._value_loss(batch, settings)]
+        else:
+            metrics = self._policy_loss(batch, settings)
+        programs.finish()
+        return metrics
+
+    def repeat(self) -> None:
+        """Compute once more what the last minibatch gave."""
+        self._whole.forward()
+        self._whole.finish()
+
+    def _begin(self, programs: _Programs, rows: FixedRows) -> None:
+        self.replays += 1
+        self._places = slice(None) if rows.places is None else rows.places
+        for ours, theirs in zip(self._arrays, rows.tensors, strict=True):
+            np.copyto(ours, theirs.numpy())
+        programs.forward()
+
+    def _policy_loss(self, batch: Batch, settings: LossSettings) -> list[float]:
+        """Write the slopes of policy loss and entropy; returns the metrics without the critic's."""
+        advantages = batch.advantages.numpy()
+        if settings.normalize_advantages:
+            advantages = normalized(advantages)
+        slopes = self._d_log_probs[self._places]
+        loss, kl, clip_fraction = policy_loss(
+            self._log_probs[self._places], batch.log_probs.numpy(), advantages, settings, slopes
+        )
+        self._pull(self._d_log_probs, slopes)
+        self._pull(self._d_entropy, -settings.entropy_coef / len(advantages))
+        entropy = float(np.add.reduce(self._entropy[self._places])) / len(advantages)
+        return [loss, entropy, kl, clip_fraction]
+
+    def _value_loss(self, batch: Batch, settings: LossSettings) -> float:
+        """Write the slopes of the value loss; returns it."""
+        slopes = self._d_values[self._places]
+        loss = value_loss(self._values[self._places], batch, settings, slopes)
+        self._pull(self._d_values, slopes)
+        return loss
+
+    def _pull(self, slopes: np.ndarray, wanted: np.ndarray | float) -> None:
+        """Give the rows of the minibatch their slopes; others have none."""
+        if isinstance(self._places, slice):
+            slopes[:] = wanted
+        else:
+            slopes.fill(0.0)
+            slopes[self._places] = wanted
+
+
+class _Sloped(torch.autograd.Function):
+    """A loss of which nothing is known but its slopes.
+
+    `torch.autograd.grad` takes them as `grad_outputs`, too, but then imports sympy, for a quarter
+    of a second.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, slopes: list[Tensor], *outputs: Tensor) -> Tensor:
+        ctx.slopes = slopes
+        return outputs[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.slopes
+
+
+def _is_column(output: object, rows: int) -> bool:
+    kinds = (torch.float32, torch.float64)
+    return isinstance(output, Tensor) and output.shape == (rows,) and output.dtype in kinds
+
+
+class _Programs(NamedTuple):
+    """What computes the gradients of some parameters."""
+
+    forward: Program
+    backward: Program
+    copies: list[tuple[np.ndarray, np.ndarray]]  # to a parameter's gradient, from where it is found
+
+    def finish(self) -> None:
+        """From the slopes of the loss to the gradients."""
+        self.backward()
+        for gradient, found in self.copies:
+            np.copyto(gradient, found)
+
+
+def _programs(
+    tape: Tape,
+    parameters: Sequence[nn.Parameter],
+    gradients: Sequence[Tensor | None],
+    outputs: Sequence[Tensor] | None = None,
+) -> _Programs:
+    """The two programs for these gradients; with `outputs` for these and nothing else."""
+    homes, copies = [], []
+    # The gradients of two parameters may be one tensor: of a and b in a + b, for example.
+    places = Counter(g.untyped_storage().data_ptr() for g in gradients if g is not None)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        assert parameter.grad is not None
+        found = torch.zeros_like(parameter) if gradient is None else gradient
+        if tape.can_move(found) and places[found.untyped_storage().data_ptr()] == 1:
+            homes.append((found, parameter.grad))
+        else:
+            copies.append((parameter.grad.numpy(), found.detach().numpy()))
+    only = None if outputs is None else [*outputs, *(g for g in gradients if g is not None)]
+    forward, backward = tape.programs(homes, only)
+    return _Programs(forward, backward, copies)
