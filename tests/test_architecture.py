@@ -144,6 +144,20 @@ def test_no_module_is_long_or_hides_an_import_from_the_interpreter(path):
     assert "TYPE_CHECKING" not in text
 
 
+MAKES_CODE = {"eval", "exec", "compile", "__import__", "pickle", "marshal", "shelve", "dill"}
+MAKES_CODE |= {"torch.load", "np.load", "yaml.load", "yaml.full_load", "yaml.unsafe_load"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_makes_code_of_data(module):
+    """But for the factories that a parent sends to its workers, and for programs under test."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    used = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    used |= {name.partition(".")[0] for name in imported(MODULES[module])}
+    assert not used & MAKES_CODE
+    assert ("cloudpickle.loads" in used) == (module == "collector.worker")
+
+
 def in_order(name):
     """Constants, classes, functions, each by the alphabet: the order ruff keeps."""
     return 0 if name.isupper() else 1 if name[0].isupper() else 2, name

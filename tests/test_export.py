@@ -12,6 +12,7 @@ from small_policies import OwnPolicy
 
 from ppo import PolicyConfig, PPOAgent, PPOError, make_policy
 from ppo.errors import MissingExtraError
+from ppo.export import DeterministicPolicy
 from ppo.policies.bodies import NatureCNN
 from ppo.spaces import sub_spaces
 from ppo.trees import leaves, leaves_with_paths, map_tree, rebuild
@@ -170,6 +171,30 @@ def test_both_files_do_what_act_does(exported, rows):
             assert exported.spaces[1].contains(sample)
     # Neither constant nor all at a bound: it was a comparison.
     assert all(len(np.unique(np.concatenate(leaf))) > 1 for leaf in zip(*chosen, strict=True))
+
+
+def test_what_is_exported_does_what_act_does_before_it_is(exported):
+    """The module itself, run as torch runs modules."""
+    agent, rows = exported.agent, 5
+    module = DeterministicPolicy(agent.policy, *exported.spaces).eval()
+    obs = exported.observations(rows, seed=0)
+    given = map_tree(lambda x: np.stack([x] * exported.frames, 1), obs)
+    given = map_tree(torch.from_numpy, given if exported.frames > 1 else obs)
+    options, masks = {}, {}
+    if exported.masked:
+        masks["action_mask"] = exported.masks(rows, seed=0)
+        options["action_mask"] = torch.from_numpy(masks["action_mask"])
+    if exported.state_size:
+        options["state"] = torch.zeros(rows, exported.state_size)
+    with torch.no_grad():
+        actions = module(given, **options)
+    answer = agent.act(obs, **masks)
+    if exported.state_size:
+        (actions, memory), (answer, state) = actions, answer
+        np.testing.assert_allclose(memory, state.memory, rtol=0.0, atol=1e-6)
+    for action, leaf in zip(leaves(actions), leaves(answer), strict=True):
+        assert action.numpy().dtype == np.asarray(leaf).dtype
+        np.testing.assert_allclose(action, leaf, rtol=0.0, atol=1e-6)
 
 
 def test_inputs_and_outputs_are_called_by_the_leaves(exported):

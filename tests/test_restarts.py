@@ -150,6 +150,22 @@ def test_a_lost_worker_is_replaced_and_its_columns_stay_exact(policy, fault, mom
     assert not valid[:, 2:].all()
 
 
+def test_an_environment_that_raises_and_then_hangs_in_close_is_replaced_with_its_worker(
+    nothing_left,
+):
+    class Stuck(FaultyEnv):
+        def close(self):
+            hang(self)
+
+    options = {"num_envs": 1, "num_workers": 1, "on_fault": "restart", "step_timeout": 0.7}
+    with RolloutCollector(lambda: Stuck(crash, step=3), seed=0, **options) as collector:
+        with pytest.warns(RuntimeWarning, match=r"(?s)restarted: worker 0 .* in hang\n"):
+            rollout = collector.collect(SnapshotCountPolicy(), 5)
+        assert collector.restarts == 1
+    assert rollout.valid[:, 0].tolist() == [True, True, False, True, True]
+    assert_exact([rollout], 0)
+
+
 @ACTING
 def test_rows_whose_successor_only_the_lost_worker_knew_are_given_up(policy):
     """Truncated steps of the sibling in the lost worker: their last observation is gone."""

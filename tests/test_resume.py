@@ -249,6 +249,33 @@ def test_so_it_is_for_an_environment_of_the_callers_own(tmp_path):
     check(gymnasium.make("CartPole-v1"), tmp_path)
 
 
+class Fragile(NoisyEnv):
+    """Raises in its fourth step of an episode, or goes on: its seed decides."""
+
+    def step(self, action):
+        if self.count == 3 and int(self.tag) % 2:
+            raise RuntimeError("the physics exploded")
+        return super().step(action)
+
+
+@pytest.mark.filterwarnings("ignore:restarted:RuntimeWarning")
+@pytest.mark.parametrize("workers", [(0, 0), (2, 3)], ids=["in process", "2 to 3 workers"])
+def test_so_it_is_where_environments_raise_and_are_made_anew(workers, tmp_path):
+    path = tmp_path / "agent.safetensors"
+    config = CONFIG.replace(num_workers=workers[0], on_fault="restart", max_restarts=1000)
+    agent, reports = uninterrupted(Fragile, path, config)
+    again, later = resumed(Fragile, path, num_workers=workers[1])
+    assert_same(agent, again)
+    counts, counts_later = (
+        [report.metrics.pop("restarts") for report in some] for some in (reports, later)
+    )
+    assert rows(reports)[AFTER:] == rows(later)
+    # They are counted anew with every call of `learn`.
+    assert [count - counts[AFTER - 1] for count in counts[AFTER:]] == counts_later
+    assert counts[0] > 0
+    assert counts_later[0] > 0
+
+
 def test_so_it_is_where_every_rollout_is_a_single_step(tmp_path):
     check(NoisyEnv, tmp_path, CONFIG.replace(num_steps=1))
 

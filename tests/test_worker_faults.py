@@ -184,6 +184,22 @@ def test_a_worker_that_dies_is_named_at_once(policy, fault, message, moment, not
     assert time.monotonic() - begin < SOON
 
 
+class BrokenActor:
+    def __call__(self, obs, noise):
+        raise ZeroDivisionError("a bug of the policy")
+
+
+class BrokenSnapshot(SnapshotCountPolicy):
+    def snapshot(self):
+        return BrokenActor()
+
+
+def test_a_policy_that_raises_in_a_worker_is_an_error_with_its_traceback(nothing_left):
+    """It is not blamed on an environment, and not answered with a restart."""
+    with pytest.raises(WorkerError, match=r"(?s)in __call__\n.*ZeroDivisionError: a bug of the"):
+        collect(CountingEnv, (5,), BrokenSnapshot(), num_workers=2, on_fault="restart")
+
+
 @ACTING
 def test_a_worker_that_is_killed_between_two_rollouts_is_named(policy, nothing_left):
     before = children()
@@ -456,15 +472,22 @@ class Interrupting(CountPolicy):
         return super().act(obs, **arguments)
 
 
-def test_an_interrupt_between_two_steps_leaves_nothing_behind(nothing_left):
+def test_an_interrupt_between_two_steps_closes_all_and_leaves_nothing_behind(
+    tmp_path, nothing_left
+):
+    class Closing(CountingEnv):
+        def close(self):
+            (tmp_path / str(self.tag)).touch()
+
     before = children()
-    with RolloutCollector(CountingEnv, num_envs=3, num_workers=2, seed=0) as collector:
+    with RolloutCollector(Closing, num_envs=3, num_workers=2, seed=0) as collector:
         assert len(children() - before) == 2
         with pytest.raises(KeyboardInterrupt):
             collector.collect(Interrupting(), 5)
         assert children() <= before
         with pytest.raises(ClosedError, match="KeyboardInterrupt"):
             collector.collect(CountPolicy(), 5)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_closing_has_a_deadline_even_if_environments_do_not_close(nothing_left):
