@@ -19,6 +19,11 @@ hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
 
+def pytest_xdist_auto_num_workers(config):
+    """Two processes run the whole suite; one runs what is named on the command line."""
+    return 2 if config.args_source is config.ArgsSource.TESTPATHS else 0
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _no_child_outlives_its_module():
     """A test module fails if it leaks a child process."""

@@ -256,6 +256,7 @@ def test_it_is_given_up_where_it_takes_longer(monkeypatch):
     assert metrics == others
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_parameters_are_shared_with_children_only_while_it_may_be_used():
     def changed_by_a_fork(policy):
         weight = policy.value_head.weight.detach()

@@ -51,6 +51,7 @@ def test_a_signal_that_was_ignored_stays_ignored():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_a_forked_child_dies_of_sigterm_as_ever():
     with StopSignals() as stop:
         pid = os.fork()
