@@ -233,15 +233,19 @@ def test_no_global_generator_is_touched():
 
 
 LEARNS = """
-import sys
-from ppo import PPOAgent, PPOConfig
+import sys, tempfile
+from ppo import PolicyConfig, PPOAgent, PPOConfig
 config = PPOConfig(num_envs=2, num_steps=16, num_epochs=2, minibatch_size=8, num_workers=0)
-PPOAgent(config=config).learn("CartPole-v1", steps=32)
+for memory in (None, "lstm"):
+    agent = PPOAgent(config=config.replace(policy=PolicyConfig(memory=memory)))
+    with tempfile.TemporaryDirectory() as folder:
+        agent.learn("CartPole-v1", steps=32).save(folder + "/agent.safetensors")
+        PPOAgent.load(folder + "/agent.safetensors")
 print(*{"sympy", "torch._dynamo", "torch._inductor"} & sys.modules.keys())
 """
 
 
-def test_learning_does_not_wait_for_torchs_compilers_to_be_imported():
+def test_learning_and_loading_do_not_wait_for_torchs_compilers_to_be_imported():
     assert run_script(None, LEARNS) == (0, "\n", "")
 
 
