@@ -16,7 +16,7 @@ from ppo.collector.buffers import Buffers
 from ppo.collector.columns import Final, Harvest, draw_seed, give_up_row
 from ppo.collector.env_columns import make_by
 from ppo.collector.faults import Restarts, env_fault
-from ppo.collector.replay import Bookmark, kind_of, stream_at
+from ppo.collector.replay import Bookmark, Place, kind_of, stream_at
 from ppo.envs import EnvFactory
 from ppo.errors import PPOError, SpaceError
 from ppo.rollout import Episode
@@ -132,15 +132,9 @@ class AgentColumns:
             for _ in self._agents
         ]
 
-    def restore(
-        self,
-        marks: Sequence[Bookmark],
-        actions: Sequence[Any],
-        digests: Sequence[str],
-        squash: bool,
-    ) -> list[bool]:
+    def restore(self, places: Sequence[Place], squash: bool) -> list[bool]:
         """Take up the streams of seeds; says that no column is in an episode."""
-        self._seeds = [stream_at(mark.seeds) for mark in marks[:: len(self._agents)]]
+        self._seeds = [stream_at(place.mark.seeds) for place in places[:: len(self._agents)]]
         return [False] * self.num_envs
 
     def reset(self, row: int = 0) -> list[bool]:

@@ -10,7 +10,7 @@ import gymnasium
 from ppo.collector.acting import run_actor
 from ppo.collector.buffers import Buffers, Layout
 from ppo.collector.columns import Columns, Harvest
-from ppo.collector.replay import Bookmark
+from ppo.collector.replay import Bookmark, Place
 from ppo.policies.protocol import Actor
 
 __all__ = ["Backend", "InProcess"]
@@ -29,13 +29,7 @@ class Backend(Protocol):
     def bookmarks(self) -> list[Bookmark]:
         """The place of every column in its episode."""
 
-    def restore(
-        self,
-        marks: Sequence[Bookmark],
-        actions: Sequence[Any],
-        digests: Sequence[str],
-        squash: bool,
-    ) -> list[bool]:
+    def restore(self, places: Sequence[Place], squash: bool) -> list[bool]:
         """Go to these places, before the first `reset`; says which columns got there."""
 
     def reset(self) -> list[bool]:
@@ -76,15 +70,9 @@ class InProcess:
         """The place of every column in its episode."""
         return self._columns.bookmarks()
 
-    def restore(
-        self,
-        marks: Sequence[Bookmark],
-        actions: Sequence[Any],
-        digests: Sequence[str],
-        squash: bool,
-    ) -> list[bool]:
+    def restore(self, places: Sequence[Place], squash: bool) -> list[bool]:
         """Go to these places; says which columns got there."""
-        return self._columns.restore(marks, actions, digests, squash)
+        return self._columns.restore(places, squash)
 
     def reset(self) -> list[bool]:
         """Start the first episodes; says which columns give action masks."""

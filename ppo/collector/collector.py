@@ -284,9 +284,7 @@ class RolloutCollector:
                 "a state is for a new collector, with as many environments of the same kinds"
             )
         with self._closing_on_failure():
-            there = self._backend.restore(
-                state.bookmarks, state.actions, state.digests(), state.squash
-            )
+            there = self._backend.restore(state.places(), state.squash)
         self._playing = np.array(there)
         self._restored = state
         self._noise = [stream_at(noise) for noise in state.noise]

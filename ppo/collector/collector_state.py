@@ -11,7 +11,7 @@ import torch
 from typing_extensions import Self
 
 from ppo.collector.buffers import Buffers
-from ppo.collector.replay import Bookmark, digest, stream_at
+from ppo.collector.replay import Bookmark, Place, digest, stream_at
 from ppo.policies.state import PolicyState, frame_stack_of, state_size_of
 from ppo.trees import leaves, leaves_with_paths, map_tree
 
@@ -43,12 +43,12 @@ class CollectorState:
     masks: np.ndarray
     policy: PolicyState
 
-    def digests(self) -> list[str]:
-        """`digest` of what the next action of each column is taken on."""
+    def places(self) -> list[Place]:
+        """Where each column is."""
         obs = map_tree(lambda array: array[-1], self.frames)
         return [
-            digest(map_tree(lambda rows, index=index: rows[index], obs))
-            for index in range(len(self.bookmarks))
+            Place(mark, actions, digest(map_tree(lambda rows, index=index: rows[index], obs)))
+            for index, (mark, actions) in enumerate(zip(self.bookmarks, self.actions, strict=True))
         ]
 
     def new_episodes(self, playing: np.ndarray) -> str:

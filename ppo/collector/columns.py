@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 
 from ppo.collector.buffers import Buffers
-from ppo.collector.replay import Bookmark
+from ppo.collector.replay import Bookmark, Place
 from ppo.rollout import Episode
 from ppo.trees import map_tree
 
@@ -69,16 +69,10 @@ class Columns(Protocol):
     def bookmarks(self) -> list[Bookmark]:
         """The place of every column in its episode."""
 
-    def restore(
-        self,
-        marks: Sequence[Bookmark],
-        actions: Sequence[Any],
-        digests: Sequence[str],
-        squash: bool,
-    ) -> list[bool]:
+    def restore(self, places: Sequence[Place], squash: bool) -> list[bool]:
         """Go to these places, before the first `reset`; says which columns got there.
 
-        See `ppo.collector.replay.return_to` for the arguments.
+        `squash`: raw Box actions are from before a tanh.
         """
 
     def reset(self) -> list[bool]:

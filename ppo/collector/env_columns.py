@@ -13,7 +13,7 @@ import numpy as np
 from ppo.collector.buffers import Buffers
 from ppo.collector.columns import Final, Harvest, draw_seed, give_up_row
 from ppo.collector.faults import Restarts, env_fault
-from ppo.collector.replay import Bookmark, kind_of, return_to, snapshot_of, stream_at
+from ppo.collector.replay import Bookmark, Place, kind_of, return_to, snapshot_of, stream_at
 from ppo.envs import AnyEnv, Env, EnvFactory, is_parallel
 from ppo.errors import EnvError, PPOError, SpaceError
 from ppo.rollout import Episode
@@ -133,27 +133,20 @@ class EnvColumns:
             for index, env in enumerate(self._envs)
         ]
 
-    def restore(
-        self,
-        marks: Sequence[Bookmark],
-        actions: Sequence[Any],
-        digests: Sequence[str],
-        squash: bool,
-    ) -> list[bool]:
+    def restore(self, places: Sequence[Place], squash: bool) -> list[bool]:
         """Go to these places; says which columns got there."""
         adapter = make_action_adapter(self.action_space, squash=squash)
-        for index, mark in enumerate(marks):
+        for index, place in enumerate(places):
+            mark = place.mark
             self._seeds[index] = stream_at(mark.seeds)
             env, layout = self._envs[index], self._layout
-            info = return_to(env, mark, actions[index], adapter, layout, digests[index])
+            info = return_to(env, place, adapter, layout)
             if info is not None:
                 self._mask_sources[index] = self._mask_source(env, info)
                 self._new.discard(index)
                 self._episode_seeds[index] = mark.seed
-                self._returns[index], self._lengths[index] = (
-                    mark.episode_return,
-                    mark.episode_length,
-                )
+                self._returns[index] = mark.episode_return
+                self._lengths[index] = mark.episode_length
         return [seed is not None for seed in self._episode_seeds]
 
     def reset(self, row: int = 0) -> list[bool]:

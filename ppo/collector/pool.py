@@ -21,7 +21,7 @@ from ppo.collector.processes import (
     num_processors,
     start_context,
 )
-from ppo.collector.replay import Bookmark
+from ppo.collector.replay import Bookmark, Place
 from ppo.collector.signals import STEP, STEPPED, poll, receive_byte
 from ppo.collector.whereabouts import PLAYING, whereabouts
 from ppo.envs import EnvFactory
@@ -163,22 +163,16 @@ class WorkerPool:
         self._send_all("bookmarks")
         return [mark for marks in self._receive_all() for mark in marks]
 
-    def restore(
-        self,
-        marks: Sequence[Bookmark],
-        actions: Sequence[Any],
-        digests: Sequence[str],
-        squash: bool,
-    ) -> list[bool]:
+    def restore(self, places: Sequence[Place], squash: bool) -> list[bool]:
         """Go to these places, each worker to its own; says which columns got there."""
         self._command = ("restore",)
         for one, share in zip(self._workers, self._shares, strict=True):
             mine = slice(int(share[0]), int(share[-1]) + 1)
             with contextlib.suppress(OSError):  # who is dead is met when an answer is awaited
-                one.send("restore", marks[mine], actions[mine], digests[mine], squash)
+                one.send("restore", places[mine], squash)
         timeout = self._timeout
         if timeout is not None:  # whole episodes are played, and no step of them is announced
-            self._timeout = timeout * (1 + sum(mark.episode_length for mark in marks))
+            self._timeout = timeout * (1 + sum(place.mark.episode_length for place in places))
         try:
             return [arrived for columns in self._receive_all() for arrived in columns]
         finally:

@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -25,6 +25,7 @@ from ppo.trees import leaves, leaves_with_paths, map_tree
 __all__ = [
     "ActionLog",
     "Bookmark",
+    "Place",
     "digest",
     "kind_of",
     "return_to",
@@ -55,6 +56,20 @@ class Bookmark:
     episode_return: float = 0.0
     episode_length: int = 0
     snapshot: Any = None
+
+
+class Place(NamedTuple):
+    """All it takes to bring an environment to where its column was.
+
+    Attributes:
+        mark: Where it was in its episode.
+        actions: Raw actions since the reset, a tree of `[L, ...]`; None for no actions.
+        digest: `digest` of the observation there.
+    """
+
+    mark: Bookmark
+    actions: Any
+    digest: str
 
 
 class ActionLog:
@@ -155,32 +170,25 @@ def _with_states(env: Any) -> Any:
 
 
 def return_to(
-    env: Env,
-    mark: Bookmark,
-    actions: Any,
-    adapter: ActionAdapter,
-    layout: ObservationLayout,
-    wanted: str,
+    env: Env, place: Place, adapter: ActionAdapter, layout: ObservationLayout
 ) -> dict[str, Any] | None:
     """Bring an environment to where its column was.
 
     Args:
         env: The environment, in any state.
-        mark: Where to.
-        actions: Raw actions since the reset, a tree of `[L, ...]`; None for no actions.
-        adapter: What makes the environment's actions of them.
+        place: Where to.
+        adapter: What makes the environment's actions of raw ones.
         layout: How observations are stored.
-        wanted: `digest` of the observation there.
 
     Returns:
         `info` of its reset, or None if it did not come out there.
     """
-    if mark.snapshot is not None:
-        info = _set_state(env, mark)
+    if place.mark.snapshot is not None:
+        info = _set_state(env, place.mark)
         if info is not None:
             return info
     try:
-        return _play_again(env, mark, actions, adapter, layout, wanted)
+        return _play_again(env, place, adapter, layout)
     except Exception:  # it did not raise the first time
         return None
 
@@ -203,13 +211,9 @@ def _set_state(env: Env, mark: Bookmark) -> dict[str, Any] | None:
 
 
 def _play_again(
-    env: Env,
-    mark: Bookmark,
-    actions: Any,
-    adapter: ActionAdapter,
-    layout: ObservationLayout,
-    wanted: str,
+    env: Env, place: Place, adapter: ActionAdapter, layout: ObservationLayout
 ) -> dict[str, Any] | None:
+    mark, actions = place.mark, place.actions
     obs, first_info = env.reset(seed=mark.seed)
     total = 0.0
     played = 0 if actions is None else len(leaves(actions)[0])
@@ -221,7 +225,7 @@ def _play_again(
         total += float(reward)
         if terminated or truncated:
             return None
-    same = digest(layout.copy(obs)) == wanted and total == mark.episode_return
+    same = digest(layout.copy(obs)) == place.digest and total == mark.episode_return
     return first_info if same else None
 
 

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from ppo.collector.buffers import Buffers
 from ppo.collector.columns import Final, Harvest, draw_seed
-from ppo.collector.replay import Bookmark, stream_at
+from ppo.collector.replay import Bookmark, Place, stream_at
 from ppo.errors import EnvError
 from ppo.rollout import Episode
 from ppo.spaces import (
@@ -73,15 +73,9 @@ class VectorColumns:
         mark = Bookmark(type(self._env).__qualname__, self._seeds.bit_generator.state)
         return [mark] * self.num_envs
 
-    def restore(
-        self,
-        marks: Sequence[Bookmark],
-        actions: Sequence[Any],
-        digests: Sequence[str],
-        squash: bool,
-    ) -> list[bool]:
+    def restore(self, places: Sequence[Place], squash: bool) -> list[bool]:
         """Take up the stream of seeds; says that no column is in an episode."""
-        self._seeds = stream_at(marks[0].seeds)
+        self._seeds = stream_at(places[0].mark.seeds)
         return [False] * self.num_envs
 
     def reset(self) -> list[bool]:

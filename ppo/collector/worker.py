@@ -1,8 +1,8 @@
 """The child's side: a process that owns some columns and does what the parent says.
 
 First comes the handle of a file for stacks, then pickled commands: `("attach", layout)` followed by
-a file handle, `("reset", row)`, `("bookmarks",)`, `("restore", bookmarks, actions, digests,
-squash)`, `("run", first_step, num_steps, actor)`, `("steps", first_step, num_steps)`, `("close",)`.
+a file handle, `("reset", row)`, `("bookmarks",)`, `("restore", places, squash)`, `("run",
+first_step, num_steps, actor)`, `("steps", first_step, num_steps)`, `("close",)`.
 Each is answered by `("ok", result)` or `("error", exception)`. During `steps` the parent acts:
 single bytes go to and fro, one pair per step, and only the end of the rollout is answered.
 

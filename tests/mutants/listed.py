@@ -1361,7 +1361,7 @@ FAULTS = [
     Mutant(
         "an episode that was played again need not come out the same",
         "collector/replay.py",
-        "digest(layout.copy(obs)) == wanted and total",
+        "digest(layout.copy(obs)) == place.digest and total",
         "total",
         ("resume",),
     ),
@@ -1382,8 +1382,8 @@ FAULTS = [
     Mutant(
         "episodes that go on forget what they returned so far",
         "collector/env_columns.py",
-        "mark.episode_return,\n",
-        "0.0,\n",
+        "self._returns[index] = mark.episode_return",
+        "self._returns[index] = 0.0",
         ("resume",),
     ),
 ]
