@@ -144,6 +144,7 @@ def evaluate(
                 chosen = calls.act(obs, noise, buffers.masks[0] if masked.any() else None)
             for rows, action in zip(leaves(buffers.actions), leaves(chosen), strict=True):
                 rows[0] = action
+            buffers.begin()  # the rows are those of the last step
             columns.step(0)
             calls.ended(buffers.ended(0))
             buffers.masks[0] = buffers.masks[1]

@@ -56,6 +56,26 @@ def test_every_environment_plays_a_share_fixed_in_advance(lengths, episodes):
     assert result.episode_returns == tuple(map(float, wanted))
 
 
+class Remembering(nn.Module):
+    """Does as action what it remembers: how many steps of this episode it has seen, at most 1."""
+
+    state_size = 1
+
+    def act(self, obs, *, noise=None, generator=None, deterministic=False, state=None):
+        return state.squeeze(-1).long(), torch.ones_like(state)
+
+    def evaluate(self, obs, actions, *, sequences=None):
+        raise NotImplementedError
+
+    def value(self, obs, *, state=None):
+        raise NotImplementedError
+
+
+def test_memory_goes_on_in_every_episode_and_begins_anew_with_the_next():
+    result = evaluate(Remembering(), lambda: Patient(5), 4)
+    assert result.episode_returns == (4.0,) * 4  # all but the first step of each
+
+
 def test_short_episodes_are_not_counted_more_often_than_long_ones():
     # Whoever counts the first 20 to finish sees 18 short ones.
     result = evaluate(policy_for(), of_lengths(1, 100), 20)

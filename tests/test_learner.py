@@ -380,6 +380,21 @@ def test_the_global_generators_are_left_alone(action_space):
     assert np.array_equal(np.random.get_state()[1], numpy_state[1])  # noqa: NPY002
 
 
+def test_what_a_learner_holds_does_not_grow_with_its_updates():
+    policy = build()
+    learner = make_learner(policy)
+
+    def held():
+        boxes = [vars(learner), vars(learner._gradient), vars(learner._optimizer)]
+        return [len(x) for box in boxes for x in box.values() if isinstance(x, list | dict | set)]
+
+    sizes = []
+    for number in range(20):
+        improve(learner, make_batch(policy, seed=number), number)
+        sizes.append(held())
+    assert sizes[3:] == [sizes[3]] * 17
+
+
 def test_the_advantage_of_an_action_raises_its_probability():
     for policy in (build(seed=2), eager(build(seed=2)), OwnPolicy()):
         batch = make_batch(policy, log_ratios=0.0)

@@ -83,7 +83,11 @@ class Columns(Protocol):
         """
 
     def step(self, t: int) -> None:
-        """Take `actions[t]`; write row `t`, `obs[t + 1]` and `masks[t + 1]`."""
+        """Take `actions[t]`; write row `t`, `obs[t + 1]` and `masks[t + 1]`.
+
+        `Buffers.begin` comes before the first time that a row is written: of ends, only those that
+        are there may be.
+        """
 
     def harvest(self) -> Harvest:
         """Hand over what has gathered since the last call."""

@@ -49,7 +49,7 @@ class Learner:
         self._rate_scale = 1.0
         self._helped = False
         self._helper: CriticProcess | None = None
-        self._alone: list[float] = []  # seconds of updates without it
+        self._num_alone, self._fastest = 0, math.inf  # updates without it, seconds of the fastest
         self._slower = 0  # updates in a row for which it took longer
         groups = parameter_groups(policy)
         for name in settings.learning_rates:
@@ -96,7 +96,8 @@ class Learner:
         ):
             yield
             return
-        self._helped, self._alone, self._slower = True, [], 0
+        self._helped, self._slower = True, 0
+        self._num_alone, self._fastest = 0, math.inf
         self._rebuild()  # into shared memory
         try:
             yield
@@ -170,7 +171,8 @@ class Learner:
                 return found | {"learning_rate": scale * learning_rate}
             start = time.perf_counter()
             metrics, kl = self._run_epochs(batches, generator, loss, rates, undo)
-            self._alone.append(time.perf_counter() - start)
+            self._fastest = min(self._fastest, time.perf_counter() - start)
+            self._num_alone += 1
         if settings.adaptive_kl is not None:
             self._rate_scale = adapted_scale(scale, kl, settings.adaptive_kl)
         return metrics | {"learning_rate": scale * learning_rate}
@@ -192,7 +194,7 @@ class Learner:
         if self._helper is not None and not self._helper.fits(self._gradient, batch):
             self._helper.close()
             self._helper = None
-        if self._helper is None and len(self._alone) >= _UPDATES_ALONE:
+        if self._helper is None and self._num_alone >= _UPDATES_ALONE:
             self._helper = CriticProcess.where_it_pays(
                 self._gradient, self._optimizer, self._settings, batch
             )
@@ -206,7 +208,7 @@ class Learner:
         if records is not None and self._optimizer.is_finite():
             means = _means([[*record] for record in records])
             if all(map(math.isfinite, means.values())):
-                longer = time.perf_counter() - start > min(self._alone)
+                longer = time.perf_counter() - start > self._fastest
                 self._slower = self._slower + 1 if longer else 0
                 if self._slower == _MOST_SLOWER:
                     self._dismiss()  # the other processor is not as free as it seems
