@@ -597,6 +597,13 @@ COLLECTOR = [
         ("collector",),
     ),
     Mutant(
+        "in an evaluation every episode ends again and again",
+        "evaluation.py",
+        "            buffers.begin()  # the rows are those of the last step\n",
+        "",
+        ("evaluation",),
+    ),
+    Mutant(
         "a rollout begins where the one before began",
         "collector/collector.py",
         "source[last - kept : last]",
