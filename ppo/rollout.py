@@ -139,9 +139,9 @@ class Batch:
         """Yield every row exactly once, in random order and balanced minibatches.
 
         The number of minibatches is `ceil(B / minibatch_size)`; their sizes differ by at most
-        one, so no stray tiny minibatch with a noisy gradient is left at the end. With sequences,
-        whole sequences are drawn: there are at most as many minibatches, and their sizes differ
-        by no more than sequences do.
+        one, so no stray tiny minibatch with a noisy gradient is left at the end. A single one has
+        the rows in their order. With sequences, whole sequences are drawn: there are at most as
+        many minibatches, and their sizes differ by no more than sequences do.
 
         Args:
             minibatch_size: Largest number of rows in a minibatch, at least 1; with sequences, the
@@ -156,13 +156,18 @@ class Batch:
         """
         if minibatch_size < 1:
             raise ValueError(f"minibatch_size must be at least 1, got {minibatch_size}")
-        if len(self):
+        if 0 < len(self) <= minibatch_size:
+            fields = {name: map_tree(to_tensor, tree) for name, tree in self.fields.items()}
+            yield Batch._unchecked(fields, self.sequences)  # one minibatch needs no order
+        elif len(self):
             yield from self._dealt(*self._shuffled(minibatch_size, generator))
 
     def minibatch_sequences(
         self, minibatch_size: int, generator: torch.Generator
     ) -> Sequence[Sequences | None]:
         """The sequences of each of the `minibatches` with such a generator, and nothing else."""
+        if len(self) <= minibatch_size:
+            return [self.sequences]
         return self._shuffled(minibatch_size, generator)[2]
 
     def _shuffled(

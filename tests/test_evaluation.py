@@ -72,7 +72,7 @@ class Remembering(nn.Module):
 
 
 def test_memory_goes_on_in_every_episode_and_begins_anew_with_the_next():
-    result = evaluate(Remembering(), lambda: Patient(5), 4)
+    result = evaluate(Remembering(), [lambda: Patient(5)], 4)
     assert result.episode_returns == (4.0,) * 4  # all but the first step of each
 
 
