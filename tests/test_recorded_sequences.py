@@ -289,3 +289,16 @@ def test_a_shape_that_was_never_seen_is_recorded_in_one_process(never_given_up, 
     assert len(used) == 9  # of the third to the last, but not the seventh
     assert_bitwise_equal(runs[0][0], runs[1][0])
     assert runs[0][1] == runs[1][1]
+
+
+def test_there_may_be_more_and_fewer_sequences_from_update_to_update(never_given_up, monkeypatch):
+    used = count_updates(monkeypatch)
+
+    def lengths(number):
+        return [16] * 12 if number % 2 else [8] * 24
+
+    runs = [trained(wanted, lengths=lengths) for wanted in (False, True)]
+    assert all(used)
+    assert len(used) == 10  # all but the first two
+    assert_bitwise_equal(runs[0][0], runs[1][0])
+    assert runs[0][1] == runs[1][1]
