@@ -17,7 +17,7 @@ from ppo.rollout import Batch, Rollout
 
 __all__ = [
     "batch_with_advantages",
-    "chosen_workers",
+    "chooses_processes",
     "configured_collector",
     "configured_env",
 ]
@@ -28,7 +28,7 @@ def configured_env(env: EnvLike, config: PPOConfig) -> EnvLike:
     return config.env_factory() if isinstance(env, str) and env == config.env else env
 
 
-def chosen_workers(env: EnvLike, config: PPOConfig, policy: Any) -> int | Literal["auto"]:
+def _chosen_workers(env: EnvLike, config: PPOConfig, policy: Any) -> int | Literal["auto"]:
     """The configured number of workers; `"auto"` only where it pays for the environment."""
     shared = chooses_processes(env, config) and acts_in_workers(policy, config.policy)
     return 0 if config.num_workers == "auto" and not shared else config.num_workers
@@ -60,7 +60,7 @@ def configured_collector(
     return RolloutCollector(
         configured_env(env, config),
         num_envs=config.num_envs,
-        num_workers=chosen_workers(env, config, policy),
+        num_workers=_chosen_workers(env, config, policy),
         step_timeout=config.step_timeout,
         on_fault=config.on_fault,
         max_restarts=config.max_restarts,

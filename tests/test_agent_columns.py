@@ -223,7 +223,9 @@ def test_a_worker_that_dies_is_named_with_its_environment_and_not_its_column(
 
 @LINUX
 def test_many_slow_environments_in_one_worker_are_no_hang(nothing_left):
-    make = lambda: FaultyAgents(lambda env: time.sleep(0.3), step=1)  # noqa: E731
+    def make():
+        return FaultyAgents(lambda env: time.sleep(0.3), step=1)
+
     (rollout,) = collect(make, (1,), CountPolicy(), num_envs=6, num_workers=1, step_timeout=1.0)
     assert rollout.num_transitions == 12
 

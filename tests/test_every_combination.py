@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from environments import RandomSpacesEnv
 from gymnasium import spaces
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 from space_strategies import action_spaces, observation_spaces
 
@@ -105,7 +105,11 @@ def finite(module):
 
 
 @settings(
-    max_examples=DRAWS, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
+    max_examples=DRAWS,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    database=None,
+    phases=[Phase.generate],  # to find a smaller one takes longer than a test may
 )
 @given(combinations())
 def test_every_combination_collects_learns_saves_and_acts(drawn):

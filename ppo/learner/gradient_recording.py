@@ -38,7 +38,8 @@ class GradientRecording:
         rows: FixedRows,
         settings: LossSettings,
     ) -> None:
-        self.replays, self.shape = 0, rows.sequences and rows.sequences.shape
+        self.replays = 0
+        self.shape = None if rows.sequences is None else rows.sequences.shape
         self._evaluator = Evaluator(policy)
         self._rows = rows.clone()
         self._places: np.ndarray | slice = slice(None)
