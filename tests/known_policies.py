@@ -45,6 +45,40 @@ class SnapshotCountPolicy(NoisyCountPolicy):
         return CountActor()
 
 
+class MemoryCountPolicy(NoisyCountPolicy):
+    """Its memory is the number of steps since the episode began, and its value 10 more than that.
+
+    In a counting environment it is thus worth what a count policy is, if nothing is forgotten in
+    an episode and everything behind it.
+    """
+
+    state_size, memory_steps = 1, 3
+
+    def act(self, obs, *, noise=None, generator=None, deterministic=False, state=None):
+        return super().act(obs, noise=noise), state + 1.0
+
+    def evaluate(self, obs, actions, *, sequences):
+        steps = [torch.arange(length) for length in sequences.lengths]
+        before = sequences.states[:, 0].repeat_interleave(torch.tensor(sequences.lengths))
+        values = VALUE_OF_ZERO + before + torch.cat(steps)
+        return Evaluation(torch.full_like(values, -np.log(2.0)), torch.ones_like(values), values)
+
+    def value(self, obs, *, state):
+        return VALUE_OF_ZERO + state[:, 0]
+
+
+class MemoryCountActor(CountActor):
+    def __call__(self, obs, noise, states):
+        return super().__call__(obs, noise), states + np.float32(1.0)
+
+
+class SnapshotMemoryCountPolicy(MemoryCountPolicy):
+    """The same, and it can act in the workers."""
+
+    def snapshot(self):
+        return MemoryCountActor()
+
+
 def observations(space, rows=7, seed=0):
     """A batch of observations of a Box."""
     rng = np.random.default_rng(seed)

@@ -9,7 +9,13 @@ import torch
 from collecting import assert_identical, collect
 from environments import CountingEnv, FaultyEnv, Recorder, crash, hang, kill, leave
 from gymnasium.vector import SyncVectorEnv
-from known_policies import VALUE_OF_ZERO, CountPolicy, SnapshotCountPolicy
+from known_policies import (
+    VALUE_OF_ZERO,
+    CountPolicy,
+    MemoryCountPolicy,
+    SnapshotCountPolicy,
+    SnapshotMemoryCountPolicy,
+)
 from processes import children
 
 from ppo import PPOAgent, PPOConfig, RolloutCollector
@@ -21,7 +27,9 @@ pytestmark = [
 ]
 
 ACTING = pytest.mark.parametrize(
-    "policy", [SnapshotCountPolicy(), CountPolicy()], ids=["workers act", "parent acts"]
+    "policy",
+    [SnapshotCountPolicy(), CountPolicy(), SnapshotMemoryCountPolicy(), MemoryCountPolicy()],
+    ids=["workers act", "parent acts", "workers remember", "parent remembers"],
 )
 
 

@@ -10,7 +10,13 @@ import pytest
 import torch
 from collecting import assert_identical, collect
 from environments import AliasingEnv, CountingEnv, ImageEnv, WalkEnv
-from known_policies import CountPolicy, NoisyCountPolicy, SnapshotCountPolicy
+from known_policies import (
+    CountPolicy,
+    MemoryCountPolicy,
+    NoisyCountPolicy,
+    SnapshotCountPolicy,
+    SnapshotMemoryCountPolicy,
+)
 from processes import run_script
 
 from ppo.collector import RolloutCollector
@@ -38,8 +44,14 @@ SOON = 10.0
         ("Pendulum-v1", PolicyConfig()),
         ("Pendulum-v1", PolicyConfig(hidden_sizes=(100, 81), output_gain=1.0)),
         ("Pendulum-v1", PolicyConfig(hidden_sizes=(200,), shared=True)),
+        ("CartPole-v1", PolicyConfig(memory="lstm", output_gain=1.0)),
+        ("CartPole-v1", PolicyConfig(memory="attention", memory_size=8)),
+        ("Pendulum-v1", PolicyConfig(memory="gru", output_gain=1.0)),
+        ("Pendulum-v1", PolicyConfig(memory="lstm", memory_size=13, shared=True)),
         (CountingEnv, CountPolicy()),
         (AliasingEnv, NoisyCountPolicy()),
+        (CountingEnv, SnapshotMemoryCountPolicy()),
+        (CountingEnv, MemoryCountPolicy()),
         (WalkEnv, PolicyConfig(normalize_observations=False)),
         (ImageEnv, PolicyConfig(hidden_sizes=(), cnn_features=8)),
     ],
@@ -55,8 +67,9 @@ def test_rollouts_are_bitwise_the_same_for_every_number_of_workers(env, policy):
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 @pytest.mark.parametrize("num_envs", [1, 32, 33, 71])
-def test_rollouts_are_the_same_where_workers_share_a_group(env, num_envs):
-    config = PolicyConfig(hidden_sizes=(128, 64), output_gain=1.0)
+@pytest.mark.parametrize("memory", [None, "lstm", "gru"])
+def test_rollouts_are_the_same_where_workers_share_a_group(env, num_envs, memory):
+    config = PolicyConfig(hidden_sizes=(128, 64), output_gain=1.0, memory=memory)
     expected = collect(env, (2, 9), config, num_envs=num_envs)
     for num_workers in (2, 3):
         rollouts = collect(env, (2, 9), config, num_envs=num_envs, num_workers=num_workers)

@@ -59,7 +59,7 @@ class GradientRecording:
             with tape.record():
                 gradients = self._differentiate(new, self._slopes)
         self._tape, self._outputs, self._gradients = tape, new, gradients
-        self._whole = _programs(tape, self._trained, gradients)
+        self._whole = _programs(tape, self._trained, gradients, new)
         self._halves: dict[bool, _Programs] = {}
         self._arrays = [tensor.numpy() for tensor in inputs]
         self._log_probs, self._entropy, self._values = (x.detach().numpy() for x in new)
@@ -227,9 +227,9 @@ def _programs(
     tape: Tape,
     parameters: Sequence[nn.Parameter],
     gradients: Sequence[Tensor | None],
-    outputs: Sequence[Tensor] | None = None,
+    outputs: Sequence[Tensor],
 ) -> _Programs:
-    """The two programs for these gradients; with `outputs` for these and nothing else."""
+    """The two programs for these outputs and gradients."""
     homes, copies = [], []
     # The gradients of two parameters may be one tensor: of a and b in a + b, for example.
     places = Counter(g.untyped_storage().data_ptr() for g in gradients if g is not None)
@@ -240,6 +240,6 @@ def _programs(
             homes.append((found, parameter.grad))
         else:
             copies.append((parameter.grad.numpy(), found.detach().numpy()))
-    only = None if outputs is None else [*outputs, *(g for g in gradients if g is not None)]
-    forward, backward = tape.programs(homes, only)
+    wanted = [*outputs, *(g for g in gradients if g is not None)]
+    forward, backward = tape.programs(homes, wanted)
     return _Programs(forward, backward, copies)

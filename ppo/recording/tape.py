@@ -9,6 +9,7 @@ device. Views cost nothing then, and most of the rest runs in NumPy (see `ppo.re
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ _FORBIDDEN = {
 _aten = torch.ops.aten
 # Their schemas do not say that they move the running statistics.
 _TRAINS_IN_PLACE = {_aten.native_batch_norm.default, _aten._batch_norm_impl_index.default}
-# Without gradients they do not keep what their backward pass needs.
+# Their last result is for their backward pass alone, which needs it with gradients only.
 _KEEPS_FOR_BACKWARD = {_aten.mkldnn_rnn_layer.default}
 
 
@@ -193,6 +194,10 @@ class Tape:
                 raise ValueError("only a contiguous result with memory of its own can be moved")
             moved[result.untyped_storage().data_ptr()] = home
         parts = self._parts if only is None else self._leading_to(only)[0]
+        for call in itertools.chain(*parts):
+            if call.operator in _KEEPS_FOR_BACKWARD:
+                kept = call.result[-1]
+                moved[kept.untyped_storage().data_ptr()] = torch.empty_like(kept)
         return [
             Program([step for call in part for step in self._steps(call, moved)]) for part in parts
         ]
@@ -237,10 +242,9 @@ class Tape:
         steps = kernel(*results, *args) if kernel is not None and plain else None
         if steps is not None:
             return steps
-        function, args = _call_again(operator, args, kwargs, results)
-        if operator in _KEEPS_FOR_BACKWARD and call.with_grad:
-            function = torch.enable_grad()(function)
-        return [(function, args)]
+        if operator in _KEEPS_FOR_BACKWARD:
+            return [(functools.partial(_keep, operator, results, call.with_grad), args)]
+        return [_call_again(operator, args, kwargs, results)]
 
 
 def _call_again(
@@ -262,6 +266,15 @@ def _call_again(
             result.copy_(new)
 
     return copy, args
+
+
+def _keep(operator: Any, results: Sequence[Tensor], with_grad: bool, *args: Any) -> None:
+    """Call an operator of `_KEEPS_FOR_BACKWARD`; what it keeps is large, and not copied."""
+    with torch.set_grad_enabled(with_grad):
+        *found, kept = operator(*args)
+    for result, new in zip(results[:-1], found, strict=True):
+        result.copy_(new)
+    results[-1].set_(kept)
 
 
 def _leaves(tree: Any) -> Iterator[Any]:
@@ -292,6 +305,8 @@ def _move(moved: Mapping[int, Tensor], tensor: Tensor) -> Tensor:
     home = moved.get(tensor.untyped_storage().data_ptr())
     if home is None:
         return tensor
+    if tensor.shape == home.shape and tensor.is_contiguous():
+        return home  # itself, as it may be set to other memory
     offset = home.storage_offset() + tensor.storage_offset()
     return home.as_strided(tensor.shape, tensor.stride(), offset)
 
