@@ -16,25 +16,21 @@ from ppo.policies import LSTMMemory, PolicyConfig, make_policy
 from ppo.policies.numpy_actor import MemoryActor
 
 remembering_policies = st.builds(
-    lambda memory, size, sizes, critic_sizes, activation, normalize, shared, shape, actions: (
-        make_policy(
-            spaces.Box(-1.0, 1.0, shape, np.float32),
-            actions,
-            PolicyConfig(
-                memory=memory,
-                memory_size=size,
-                hidden_sizes=sizes,
-                critic_hidden_sizes=None if shared else critic_sizes,
-                activation=activation,
-                normalize_observations=normalize,
-                shared=shared,
-            ),
-        )
+    lambda memory, size, sizes, activation, normalize, shared, shape, actions: make_policy(
+        spaces.Box(-1.0, 1.0, shape, np.float32),
+        actions,
+        PolicyConfig(
+            memory=memory,
+            memory_size=size,
+            hidden_sizes=sizes,
+            activation=activation,
+            normalize_observations=normalize,
+            shared=shared,
+        ),
     ),
     st.sampled_from(["lstm", "gru"]),
     st.sampled_from([1, 8, 64]),
     st.lists(st.sampled_from([1, 8, 32]), max_size=2).map(tuple),
-    st.sampled_from([None, (), (16,)]),
     st.sampled_from(["tanh", "relu"]),
     st.booleans(),
     st.booleans(),
@@ -117,12 +113,19 @@ def unusual_policies():
 
     yield "attention", policy(memory="attention")
     yield "large memory", policy(memory_size=80)
-    yield "large critic", policy(critic_hidden_sizes=(256, 256))
+    yield "critic of other widths", policy(critic_hidden_sizes=(64, 32))
+    yield "critic of more layers", policy(critic_hidden_sizes=(64, 64, 64))
     yield "foreign activation of the critic", policy(activation="elu")
     yield "frames", policy(frame_stack=2)
     one = policy()
     one.critic_body.append(nn.Dropout(0.5))
     yield "appended layer of the critic", one
+    one = policy()
+    one.critic_body[2] = nn.ReLU()
+    yield "other activation in the critic", one
+    one = policy()
+    one.critic_memory = policy(memory="gru").critic_memory
+    yield "two kinds of memory", one
     for name in ("actor_memory", "critic_memory"):
         one = policy()
         setattr(one, name, DoublingMemory(64, 64, torch.Generator()))

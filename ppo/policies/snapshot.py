@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ppo.policies.bodies import MLP
@@ -20,7 +21,6 @@ from ppo.policies.normalizer import ObservationNormalizer
 from ppo.policies.numpy_actor import (
     GRU,
     LSTM,
-    Branch,
     Choice,
     Layers,
     MemoryActor,
@@ -35,6 +35,7 @@ __all__ = ["acts_in_workers", "snapshot"]
 # Above this many weights in one product, that for a group of environments may use several threads,
 # and arithmetic outweighs overhead: torch then acts for all environments at once.
 _MAX_LAYER = 128 * 64
+_HALF = np.float32(0.5)
 
 
 def acts_in_workers(policy: object | None, config: PolicyConfig) -> bool:
@@ -45,22 +46,16 @@ def acts_in_workers(policy: object | None, config: PolicyConfig) -> bool:
     if policy is None or hasattr(policy, "action_head"):  # the default policy
         plain = config.activation in ("tanh", "relu") and not config.layer_norm
         gaussian = config.distribution == "gaussian" and not config.state_dependent_std
-        products = _products(config.hidden_sizes, config)
-        if config.memory is not None and config.critic_hidden_sizes is not None:
-            products += _products(config.critic_hidden_sizes, config)
+        sizes = config.hidden_sizes
+        products = [one * other for one, other in itertools.pairwise(sizes)]
+        if config.memory is not None:
+            products.append((sum(sizes[-1:]) + config.memory_size) * config.memory_size)
         small = all(product <= _MAX_LAYER for product in products)
+        alike = config.memory is None or config.critic_hidden_sizes in (None, sizes)
         stepped = config.memory in (None, "lstm", "gru") and config.frame_stack == 1
-        return plain and gaussian and small and stepped
+        return plain and gaussian and small and alike and stepped
     make: Callable[[], Actor | None] | None = getattr(policy, "snapshot", None)
     return make is not None and make() is not None
-
-
-def _products(sizes: tuple[int, ...], config: PolicyConfig) -> list[int]:
-    """Weights in each product behind the first, whose size is unknown before the observations."""
-    products = [one * other for one, other in itertools.pairwise(sizes)]
-    if config.memory is not None:
-        products.append((sum(sizes[-1:]) + config.memory_size) * config.memory_size)
-    return products
 
 
 class _NotPlainError(Exception):
@@ -84,19 +79,14 @@ def snapshot(
     """
     try:
         hidden = [_hidden(body) for body, _ in bodies]
-        memories = [None if memory is None else _memory(memory) for _, memory in bodies]
         output, choice = Layers([_head_layer(head)]), Choice(_std(head), action_shape)
         normalization = _normalization(normalizer, bodies[0][0])
+        if bodies[0][1] is None:
+            return MLPActor(normalization, hidden[0], output, choice)
+        memory = _memory([memory for _, memory in bodies])
+        return MemoryActor(normalization, _abreast(hidden), memory, output, choice)
     except _NotPlainError:
         return None
-    branches = [
-        Branch(layers, memory, part.state_size)
-        for layers, memory, (_, part) in zip(hidden, memories, bodies, strict=True)
-        if memory is not None
-    ]
-    if branches:
-        return MemoryActor(normalization, output, choice, branches)
-    return MLPActor(normalization, hidden[0], output, choice)
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -140,6 +130,15 @@ def _hidden(body: Any) -> Layers:
     return Layers([_linear(linear) for linear in hidden[::2]], "relu" if relu else "tanh")
 
 
+def _abreast(networks: Sequence[Layers]) -> Layers:
+    """Networks of one shape as one of an axis more."""
+    kinds = {(n.activation, tuple(weight.shape for weight, _ in n.layers)) for n in networks}
+    _require(len(kinds) == 1)
+    joined = zip(*(network.layers for network in networks), strict=True)
+    layers = [(np.stack([w for w, _ in each]), np.stack([b for _, b in each])) for each in joined]
+    return Layers(layers, networks[0].activation)
+
+
 def _normalization(normalizer: Any, body: Any) -> Normalization:
     _require(type(normalizer) in (ObservationNormalizer, nn.Identity))
     size = next(
@@ -151,25 +150,29 @@ def _normalization(normalizer: Any, body: Any) -> Normalization:
     return Normalization(shift, scale, normalizer.clip, size)
 
 
-def _memory(memory: Any) -> LSTM | GRU:
-    _require(type(memory) in (LSTMMemory, GRUMemory))
-    core = memory.core
-    _require(type(core) in (nn.LSTM, nn.GRU) and core.bias)
-    size = core.hidden_size
-    _require((core.input_size + size) * size <= _MAX_LAYER)
-    # Of each gate, [in, out] and [out].
-    given, kept, given_bias, kept_bias = (
-        [_array(gate.mT if gate.ndim == 2 else gate) for gate in tensor.split(size)]
-        for tensor in (core.weight_ih_l0, core.weight_hh_l0, core.bias_ih_l0, core.bias_hh_l0)
-    )
-    weights = np.stack([np.concatenate(pair) for pair in zip(given, kept, strict=True)])
-    biases = np.stack(given_bias) + np.stack(kept_bias)
-    half = np.float32(0.5)
-    if isinstance(memory, GRUMemory):
-        new = Layers([(given[2], given_bias[2])]), Layers([(kept[2], kept_bias[2])])
-        return GRU(half * weights[:2], half * biases[:2], *new)
+def _memory(memories: Sequence[Any]) -> LSTM | GRU:
+    """Memories of one kind and size, side by side."""
+    kinds = {type(memory) for memory in memories}
+    _require(len(kinds) == 1 and kinds <= {LSTMMemory, GRUMemory})
+    cores = [memory.core for memory in memories]
+    _require(all(type(core) in (nn.LSTM, nn.GRU) and core.bias for core in cores))
+    _require(len({(core.input_size, core.hidden_size) for core in cores}) == 1)
+    size = cores[0].hidden_size
+    _require((cores[0].input_size + size) * size <= _MAX_LAYER)
+
+    def gates(name: str) -> np.ndarray:  # [gates, B, in, H] or [gates, B, H]
+        each = torch.stack([getattr(core, name).unflatten(0, (-1, size)) for core in cores], 1)
+        return _array(each.mT if each.ndim == 4 else each)
+
+    given, kept = gates("weight_ih_l0"), gates("weight_hh_l0")
+    given_bias, kept_bias = gates("bias_ih_l0"), gates("bias_hh_l0")
+    weights, biases = np.concatenate([given, kept], axis=-2), given_bias + kept_bias
+    if kinds == {GRUMemory}:
+        of_features = Layers([(given[2], given_bias[2])])
+        of_output = Layers([(kept[2], kept_bias[2])])
+        return GRU(_HALF * weights[:2], _HALF * biases[:2], of_features, of_output)
     order = [0, 1, 3, 2]  # i, f, o, g
     weights, biases = weights[order], biases[order]
-    weights[:3] *= half
-    biases[:3] *= half
+    weights[:3] *= _HALF
+    biases[:3] *= _HALF
     return LSTM(weights, biases)
