@@ -23,6 +23,7 @@ from ppo.cli import commands, main
 from ppo.cli.playing import play
 from ppo.cli.runs import RunFolder
 from ppo.config import tuned_names
+from ppo.probes.environments import MaskedTMaze
 
 TINY = ["num_envs=2", "num_steps=32", "num_epochs=1", "steps=128"]
 TRAIN = ["train", "cartpole", *TINY, "--eval-episodes", "2"]
@@ -444,17 +445,37 @@ def test_play_shows_each_episode(trained, capsys, monkeypatch):
     ]
 
 
-def test_play_takes_the_likeliest_actions_unless_asked_to_sample(trained, capsys, monkeypatch):
+@pytest.fixture
+def _unseen(monkeypatch):
+    """Playing opens no window."""
     unseen = contextlib.contextmanager(lambda config, warn: (yield config.env_factory()()))
     monkeypatch.setattr(commands, "open_window", unseen)
+
+
+@pytest.mark.usefixtures("_unseen")
+def test_play_takes_the_likeliest_actions_unless_asked_to_sample(trained, capsys):
     lengths = []
     for options in ([], ["--stochastic"]):
         assert main(["play", str(trained), "--episodes", "5", "--seed", "0", *options]) == 0
         lengths.append(re.findall(r"(\d+) steps", capsys.readouterr().out))
     agent = RunFolder.open(trained).load()
-    expected = play(agent.act, gymnasium.make("CartPole-v1"), 5, seed=0)
+    env = gymnasium.make("CartPole-v1")
+    expected = play(lambda obs, mask, state: (agent.act(obs), None), env, 5, seed=0)
     assert lengths[0] == [str(episode.episode_length) for episode in expected]
     assert lengths[1] != lengths[0]
+
+
+@pytest.mark.usefixtures("_unseen")
+@pytest.mark.parametrize("setting", ["memory=gru", "memory=null", "frame_stack=2"])
+def test_play_keeps_the_policys_state_and_takes_legal_actions(setting, capsys, register):
+    register("Maze-v0", MaskedTMaze)
+    settings = [*TINY, "env=Maze-v0", f"policy.{setting}"]
+    assert main(["train", "cartpole", *settings, "--name", "run", "--eval-episodes", "2"]) == 0
+    capsys.readouterr()
+    assert main(["play", "runs/run", "--episodes", "20", "--seed", "0", "--stochastic"]) == 0
+    returns = re.findall(r"return (\S+),", capsys.readouterr().out)
+    assert len(returns) == 20
+    assert all(float(paid) >= 0.0 for paid in returns)  # what is illegal costs 1
 
 
 def test_play_records_a_video(trained, capsys):

@@ -11,6 +11,7 @@ from gymnasium.envs.registration import EnvSpec
 from ppo import PPOConfig, PPOError
 from ppo.cli.playing import open_video, open_window, play
 from ppo.errors import EnvCreationError, MissingExtraError
+from ppo.probes.environments import MaskedOrder, MaskedOrderByMethod, MaskedOrderInObservation
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
 Image = pytest.importorskip("PIL.Image")
@@ -18,8 +19,8 @@ Image = pytest.importorskip("PIL.Image")
 CONFIG = PPOConfig(env="CartPole-v1")
 
 
-def push_right(obs):
-    return 1
+def push_right(obs, mask, state):
+    return 1, None
 
 
 def test_every_episode_is_played_to_its_end():
@@ -38,8 +39,38 @@ def test_the_same_seed_plays_the_same_episodes():
 
 def test_the_policy_sees_what_the_environment_shows():
     seen = []
-    list(play(lambda obs: seen.append(obs[0]) or 0, CountingEnv(length=3), 2, seed=0))
+
+    def act(obs, mask, state):
+        seen.append(obs[0])
+        return 0, None
+
+    list(play(act, CountingEnv(length=3), 2, seed=0))
     np.testing.assert_array_equal(seen, [0, 1, 2, 0, 1, 2])
+
+
+@pytest.mark.parametrize("kind", [MaskedOrder, MaskedOrderByMethod, MaskedOrderInObservation])
+def test_the_policy_is_told_what_is_legal_now(kind):
+    env = kind()
+    masks = []
+
+    def act(obs, mask, state):
+        assert list(mask) == list(env.mask)
+        masks.append(tuple(mask))
+        return int(np.flatnonzero(mask)[0]), None
+
+    list(play(act, env, 20, seed=0))
+    assert len(set(masks)) > 1
+
+
+def test_a_state_lasts_as_long_as_its_episode():
+    given = []
+
+    def act(obs, mask, state):
+        given.append(state)
+        return 0, len(given)
+
+    list(play(act, CountingEnv(length=3), 2, seed=0))
+    assert given == [None, 1, 2, None, 4, 5]
 
 
 @pytest.mark.parametrize("name", ["video.mp4", "video.gif"])
@@ -63,7 +94,7 @@ def count_frames(path):
 def test_a_video_that_was_broken_off_is_not_left_half_written(tmp_path):
     pytest.importorskip("moviepy")
 
-    def leave(obs):
+    def leave(obs, mask, state):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), open_video(CONFIG, tmp_path / "a.mp4") as env:
@@ -83,6 +114,12 @@ def test_without_moviepy_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "moviepy", None)
     with pytest.raises(MissingExtraError, match=r"ppo-gae\[video\]"):
         open_video(CONFIG, tmp_path / "video.mp4").__enter__()
+
+
+def test_without_pygame_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    with pytest.raises(MissingExtraError, match=r"ppo-gae\[video\]"):
+        open_window(CONFIG, pytest.fail).__enter__()
 
 
 @pytest.mark.filterwarnings("ignore:.*not in the possible render_modes")

@@ -22,6 +22,7 @@ from ppo.cli.runs import RunFolder, target_return
 from ppo.cli.stop_signals import StopSignals
 from ppo.config import PPOConfig, tuned_names
 from ppo.errors import CheckpointError, ConfigError, PPOError
+from ppo.policies.state import frame_stack_of, state_size_of
 from ppo.report import Report
 
 __all__ = ["main"]
@@ -205,9 +206,12 @@ def _print_evaluation(
 
 def _play(args: argparse.Namespace) -> int:
     agent = RunFolder.open(args.run).load(best=args.best, warn=_warn)
+    keeps_state = state_size_of(agent.policy) > 0 or frame_stack_of(agent.policy) > 1
 
-    def act(obs: Any) -> Any:
-        return agent.act(obs, deterministic=not args.stochastic)
+    def act(obs: Any, mask: Any, state: Any) -> tuple[Any, Any]:
+        sure = not args.stochastic
+        chosen = agent.act(obs, deterministic=sure, action_mask=mask, state=state)
+        return chosen if keeps_state else (chosen, None)
 
     opened = (
         open_window(agent.config, _warn)

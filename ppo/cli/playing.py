@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 from gymnasium.wrappers import RecordVideo
 
+from ppo.collector.env_columns import mask_source
 from ppo.config import PPOConfig
 from ppo.envs import Env
 from ppo.errors import EnvCreationError, MissingExtraError, PPOError
@@ -19,16 +21,17 @@ from ppo.rollout import Episode
 
 __all__ = ["open_video", "open_window", "play"]
 
+Act = Callable[[Any, Any, Any], tuple[Any, Any]]
+
 _FORMATS = (".mp4", ".gif")
 
 
-def play(
-    act: Callable[[Any], Any], env: Env, episodes: int = 1, *, seed: int | None = None
-) -> Iterator[Episode]:
+def play(act: Act, env: Env, episodes: int = 1, *, seed: int | None = None) -> Iterator[Episode]:
     """Play whole episodes in one environment.
 
     Args:
-        act: From an observation to an action; `agent.act`, for example.
+        act: From an observation, the mask of its legal actions (None: all are legal) and the
+            policy's state (None at the beginning of an episode) to an action and the next state.
         env: The environment; it is not closed.
         episodes: How many episodes.
         seed: Of the first episode; the others follow from it.
@@ -37,10 +40,13 @@ def play(
         Each episode when it has ended.
     """
     for index in range(episodes):
-        obs, _ = env.reset(seed=seed if index == 0 else None)
-        total, length, over = 0.0, 0, False
+        obs, info = env.reset(seed=seed if index == 0 else None)
+        legal = mask_source(env, info)
+        total, length, over, state = 0.0, 0, False, None
         while not over:
-            obs, reward, terminated, truncated, _ = env.step(act(obs))
+            mask = None if legal is None else legal(obs, info)
+            action, state = act(obs, mask, state)
+            obs, reward, terminated, truncated, info = env.step(action)
             total, length, over = total + float(reward), length + 1, terminated or truncated
         yield Episode(total, length, 0)
 
@@ -55,11 +61,17 @@ def open_window(config: PPOConfig, warn: Callable[[str], object]) -> Iterator[En
 
     Raises:
         EnvCreationError: The environment, or this machine, cannot show a window.
+        MissingExtraError: What draws the window is not installed.
     """
     env = _make(config, "human")
     try:
         try:
             env.reset()
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise MissingExtraError(
+                f"{config.env} cannot be shown: {error}; the extra `video` brings pygame: "
+                "pip install 'ppo-gae[video]'"
+            ) from error
         except Exception as error:
             raise EnvCreationError(
                 f"{config.env} cannot be shown in a window: {error}; use --video out.mp4"

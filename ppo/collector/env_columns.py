@@ -26,7 +26,7 @@ from ppo.spaces import (
 )
 from ppo.trees import map_tree
 
-__all__ = ["EnvColumns", "make_by"]
+__all__ = ["EnvColumns", "make_by", "mask_source"]
 
 MaskSource = Callable[[Any, dict[str, Any]], Any]
 """From what an environment returned, observation and info, to a mask."""
@@ -142,7 +142,7 @@ class EnvColumns:
             env, layout = self._envs[index], self._layout
             info = return_to(env, place, adapter, layout)
             if info is not None:
-                self._mask_sources[index] = self._mask_source(env, info)
+                self._mask_sources[index] = mask_source(env, info)
                 self._new.discard(index)
                 self._episode_seeds[index] = mark.seed
                 self._returns[index] = mark.episode_return
@@ -166,7 +166,7 @@ class EnvColumns:
             try:
                 obs, info = self._envs[index].reset(seed=seed)
                 if index in self._new:
-                    self._mask_sources[index] = self._mask_source(self._envs[index], info)
+                    self._mask_sources[index] = mask_source(self._envs[index], info)
                     self._new.discard(index)
                 self._write(index, row, obs, info)
             except Exception as error:
@@ -206,19 +206,6 @@ class EnvColumns:
         source = self._mask_sources[index]
         if source is not None:
             self._mask_rows[row, index] = self._masks.read(source(obs, info))
-
-    def _mask_source(self, env: Env, info: dict[str, Any]) -> MaskSource | None:
-        """Where an environment says which actions are legal; None if nowhere."""
-        if not self._masks.size:
-            return None
-        if MASK_KEY in info:
-            return _mask_of_info
-        if env.has_wrapper_attr("action_masks"):
-            method = env.get_wrapper_attr("action_masks")
-            return lambda obs, info: method()
-        if self._masks.lie_in(self.observation_space):
-            return lambda obs, info: obs[MASK_KEY]
-        return None
 
     def step(self, t: int) -> None:
         """Take `actions[t]`; where an episode ends, keep its last observation and start anew."""
@@ -333,6 +320,21 @@ def _make_one(factory: EnvFactory, index: int) -> Env:
             "them one kind at a time"
         )
     return env
+
+
+def mask_source(env: Env, info: dict[str, Any]) -> MaskSource | None:
+    """Where an environment says which actions are legal, as of its first info; None if nowhere."""
+    masks = ActionMasks(env.action_space)
+    if not masks.size:
+        return None
+    if MASK_KEY in info:
+        return _mask_of_info
+    if env.has_wrapper_attr("action_masks"):
+        method = env.get_wrapper_attr("action_masks")
+        return lambda obs, info: method()
+    if masks.lie_in(env.observation_space):
+        return lambda obs, info: obs[MASK_KEY]
+    return None
 
 
 def _mask_of_info(obs: Any, info: dict[str, Any]) -> Any:
