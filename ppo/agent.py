@@ -82,6 +82,7 @@ class PPOAgent:
         device: torch.device | str = "cpu",
         logger: Callable[[Report], object] | None = None,
     ) -> None:
+        assembly.check_arguments(policy, config, seed)
         self.config = config
         self.seed = seed
         self.device = torch.device(device)

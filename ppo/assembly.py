@@ -6,21 +6,39 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppo.advantages import gae, normalize
 from ppo.collector import RolloutCollector
 from ppo.config import PPOConfig
 from ppo.envs import EnvLike
+from ppo.policies.protocol import Policy
 from ppo.policies.snapshot import acts_in_workers
 from ppo.rollout import Batch, Rollout
 
 __all__ = [
     "batch_with_advantages",
+    "check_arguments",
     "chooses_processes",
     "configured_collector",
     "configured_env",
 ]
+
+
+def check_arguments(policy: object, config: object, seed: object) -> None:
+    """Raise for what no agent can be made of."""
+    if policy is not None and not (isinstance(policy, nn.Module) and isinstance(policy, Policy)):
+        raise TypeError(
+            "policy must be an nn.Module with the methods act, evaluate and value, got "
+            f"{type(policy).__name__}; settings go to config=, files to PPOAgent.load"
+        )
+    if not isinstance(config, PPOConfig):
+        raise TypeError(
+            f"config must be a PPOConfig, got {type(config).__name__}; PPOConfig.from_dict and "
+            "PPOConfig.from_yaml make one"
+        )
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
 
 
 def configured_env(env: EnvLike, config: PPOConfig) -> EnvLike:

@@ -314,7 +314,7 @@ def _build_env(env_id: str, kwargs: Mapping[str, Any], wrappers: Sequence[Any]) 
         name, arguments = _wrapper(entry)
         try:
             env = getattr(gymnasium.wrappers, name)(env, **arguments)
-        except (TypeError, gymnasium.error.Error) as error:
+        except (AssertionError, TypeError, ValueError, gymnasium.error.Error) as error:
             env.close()
             raise ConfigError(f"wrappers: {name}({arguments}) failed: {error}") from error
     return env

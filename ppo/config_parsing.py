@@ -51,8 +51,13 @@ class NearestError(ConfigError):
     """A name is unknown; the message offers the nearest valid one."""
 
     def __init__(self, name: str, known: Sequence[str], what: str = "setting") -> None:
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+        lowered = {one.lower(): one for one in known}
+        close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+        hint = (
+            f"did you mean {lowered[close[0]]!r}?"
+            if close
+            else f"known are {', '.join(sorted(known))}"
+        )
         super().__init__(f"unknown {what} {name!r}; {hint}")
 
 

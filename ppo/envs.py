@@ -134,7 +134,11 @@ def resolve_env(
         return _alone(env, num_envs)
     if isinstance(env, Sequence):
         if not env or not all(callable(factory) for factory in env):
-            raise TypeError("a list of environments must hold factories () -> gymnasium.Env")
+            kinds = ", ".join(dict.fromkeys(type(factory).__name__ for factory in env)) or "none"
+            raise TypeError(
+                f"a list of environments must hold factories () -> gymnasium.Env, got {kinds}; "
+                "write [lambda: MyEnv(), ...]"
+            )
         return EnvSource(tuple(cast("Sequence[EnvFactory]", env)))
     if callable(env):
         return EnvSource((env,) * num_envs)

@@ -39,7 +39,8 @@ def evaluate_rollout(policy: Any, rollout: Rollout) -> Rollout:
             evaluate(part.obs, part.actions, part.context)
             for part in batch.parts(_rows_at_once(batch.obs))
         ]
-        log_probs, values = (_joined([part[index] for part in parts], rollout) for index in (0, 2))
+        log_probs = _joined([part.log_probs for part in parts], rollout, "log_probs of evaluate")
+        values = _joined([part.values for part in parts], rollout, "values of evaluate")
         log_probs, values = rollout.unflatten(log_probs), rollout.unflatten(values)
         next_values = _next_values(policy, rollout, values)
     return dataclasses.replace(rollout, log_probs=log_probs, values=values, next_values=next_values)
@@ -83,7 +84,7 @@ def _next_values(policy: Any, rollout: Rollout, values: Tensor) -> Tensor:
     for part in Batch(**fields).parts(_rows_at_once(finals.obs)):
         arguments = {name: tree for name, tree in part.fields.items() if name != "obs"}
         found.append(policy.value(part.obs, **arguments))
-    final_values = _joined(found, rollout)
+    final_values = _joined(found, rollout, "what value returned")
     num_envs = values.shape[1]
     next_values = torch.cat([values[1:], final_values[-num_envs:].unsqueeze(0)])
     next_values[rollout.terminated] = 0.0
@@ -101,8 +102,14 @@ def _is_small(policy: Any, batch: Batch) -> bool:
     )
 
 
-def _joined(parts: list[Tensor], rollout: Rollout) -> Tensor:
+def _joined(parts: list[Tensor], rollout: Rollout, what: str) -> Tensor:
     """Rows `[B]` in float32; none at all are none."""
+    for part in parts:
+        if part.ndim != 1:
+            raise ValueError(
+                f"the policy's answer has a wrong shape: {what} is {list(part.shape)}, wanted [B], "
+                "a number per row; squeeze the last axis, for example"
+            )
     return torch.cat(parts).float() if parts else rollout.rewards.new_zeros(0)
 
 

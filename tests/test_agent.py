@@ -169,6 +169,23 @@ def vector(mode, length=3, ending=None, count=2):
 # Reproducibility
 
 
+@pytest.mark.parametrize("policy", ["MlpPolicy", SMALL, ActorCritic, nn.Linear(4, 2)], ids=str)
+def test_what_is_no_policy_is_refused_with_the_place_for_settings(policy):
+    with pytest.raises(TypeError, match=r"policy must be an nn\.Module .* settings go to config="):
+        PPOAgent(policy)
+
+
+def test_settings_in_a_dictionary_are_refused_with_what_makes_a_config_of_them():
+    with pytest.raises(TypeError, match=r"config must be a PPOConfig, got dict; PPOConfig\.from_d"):
+        PPOAgent(config={"gamma": 0.9})
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, None])
+def test_a_seed_that_is_none_is_named(seed):
+    with pytest.raises(ValueError, match="seed must be an integer of at least 0"):
+        PPOAgent(seed=seed)
+
+
 @pytest.mark.parametrize("env", [CountingEnv, WalkEnv, "CartPole-v1"])
 def test_the_same_seed_gives_the_same_agent_to_the_bit(env):
     (one, reports), (other, same_reports) = train(env), train(env)

@@ -1,6 +1,7 @@
 """Whose environment is closed by whom, what is refused, and environments that break."""
 
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -477,6 +478,10 @@ def test_an_environment_that_raises_because_of_its_own_nan_is_named_by_the_nan()
         collect(lambda: Picky(nan_obs, step=3), (6,), CountPolicy(), num_envs=1)
 
 
+def unpack(env):
+    _, _ = range(3)
+
+
 class Saying(CountingEnv):
     """Answers with one thing exchanged."""
 
@@ -510,6 +515,28 @@ def test_an_ill_shaped_answer_is_an_error_that_names_the_environment(changes, po
     """Nothing is broadcast into the rollout."""
     with pytest.raises(EnvError, match=r"environment 0 raised .* in step"):
         collect(lambda: Saying(**changes), (6,), policy)
+
+
+@pytest.mark.parametrize(
+    ("method", "wanted"),
+    [("reset", "(obs, info)"), ("step", "(obs, reward, terminated, truncated, info)")],
+)
+@pytest.mark.parametrize("answer", [lambda given: given[:-1], lambda given: None, lambda given: 3])
+def test_the_interface_of_old_environments_is_told_the_present_one(method, wanted, answer):
+    class Old(CountingEnv):
+        pass
+
+    def old(self, *args, **kwargs):
+        return answer(getattr(CountingEnv, method)(self, *args, **kwargs))
+
+    setattr(Old, method, old)
+    with pytest.raises(EnvError, match=f"in {method}: .*; it must return {re.escape(wanted)}"):
+        collect(Old, (6,), CountPolicy())
+
+
+def test_what_an_environment_itself_fails_to_unpack_is_left_as_it_is():
+    with pytest.raises(EnvError, match=r"unpack \(expected 2\) \(episode seed"):
+        collect(lambda: FaultyEnv(unpack, step=2), (6,), CountPolicy())
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,12 @@ def test_schedules_come_as_numbers_objects_or_mappings():
 
 
 def test_the_nearest_optimizer_is_offered():
-    for wrong, nearest in [("Adamm", "Adam"), ("RMSProp", "RMSprop"), ("adamw", "adam")]:
+    for wrong, nearest in [
+        ("Adamm", "Adam"),
+        ("RMSProp", "RMSprop"),
+        ("Sgd", "SGD"),
+        ("adamw", "AdamW"),
+    ]:
         with pytest.raises(ConfigError, match=f"unknown optimizer '{wrong}'.*'{nearest}"):
             PPOConfig(optimizer=wrong)
     with pytest.raises(ConfigError, match=r"known are .*RMSprop"):
@@ -831,6 +836,12 @@ def test_the_seven_classic_environments_are_shipped():
         "LunarLander-v3",
         "CarRacing-v3",
     }
+
+
+def test_a_wrapper_that_does_not_suit_the_environment_is_named():
+    config = PPOConfig(env="CartPole-v1", wrappers=["GrayscaleObservation"])
+    with pytest.raises(ConfigError, match=r"GrayscaleObservation.* failed: .*image"):
+        config.env_factory()()
 
 
 @pytest.mark.parametrize("name", tuned_names())

@@ -14,7 +14,7 @@ from ppo.policies import ObservationNormalizer
 from ppo.spaces import Leaf
 
 CPU = torch.device("cpu")
-ACTIONS = Leaf((), np.dtype(np.float32))
+ACTIONS, VECTORS = (Leaf(shape, np.dtype(np.float32)) for shape in ((), (4,)))
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +132,8 @@ def play(make, steps, recorded):
     generator = torch.Generator().manual_seed(1)
     rng = np.random.default_rng(2)
     takes_noise = make is Noisy
-    calls = PolicyCalls(policy, CPU, generator, 5, ACTIONS)
+    actions = VECTORS if make in (Gaussian, Noisy) else ACTIONS
+    calls = PolicyCalls(policy, CPU, generator, 5, actions)
     seed_all()
     chosen = []
     for step in range(steps):
@@ -223,7 +224,7 @@ def add_a_hook(policy):
 )
 def test_what_a_user_does_to_the_policy_between_rollouts_is_taken_up(change):
     policy = Noisy()
-    calls = PolicyCalls(policy, CPU, torch.Generator(), 5, ACTIONS)
+    calls = PolicyCalls(policy, CPU, torch.Generator(), 5, VECTORS)
     rng = np.random.default_rng(0)
 
     def numbers():
@@ -286,3 +287,23 @@ def test_rollouts_do_not_depend_on_when_a_recording_was_made(num_workers):
     assert 0 < one.float().mean() < 1
     assert torch.equal(one, actions(1, 5, 1, 5))
     assert torch.equal(one, actions(2, 10))
+
+
+@pytest.mark.parametrize(
+    ("answer", "got"),
+    [
+        (lambda obs: torch.zeros(len(obs), 1), r"Tensor \[5, 1\]"),
+        (lambda obs: torch.zeros(()), r"Tensor \[\]"),
+        (lambda obs: np.zeros(len(obs)), r"ndarray \[5\]"),
+        (lambda obs: (torch.zeros(len(obs)), 0), r"Tensor \[5\], int \[\]"),
+    ],
+)
+def test_actions_of_a_wrong_shape_or_type_are_named_with_what_was_wanted(answer, got):
+    class Answering:
+        def act(self, obs):
+            return answer(obs)
+
+    calls = PolicyCalls(Answering(), CPU, torch.Generator(), 5, ACTIONS)
+    calls.begin()
+    with pytest.raises(ValueError, match=rf"act of Answering returned {got}, wanted Tensor \[5\]:"):
+        calls.act(np.zeros((5, 3), np.float32), None, None)

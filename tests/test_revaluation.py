@@ -83,3 +83,22 @@ def test_a_rollout_that_does_not_hold_its_successors_is_refused():
     (rollout,) = collect(CountingEnv, [3], policy)
     with pytest.raises(ValueError, match="no finals; take it from a RolloutCollector"):
         revalue(policy, dataclasses.replace(rollout, finals=None))
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "got"),
+    [
+        ("value", lambda obs: obs[:, :1], r"what value returned is \[\d+, 1\]"),
+        (
+            "evaluate",
+            lambda obs, _: (obs[:, 0], 0, obs[:, :1]),
+            r"values of evaluate is \[\d+, 1\]",
+        ),
+        ("evaluate", lambda obs, _: (obs, 0, obs[:, 0]), r"log_probs of evaluate is \[\d+, \d\]"),
+    ],
+)
+def test_an_answer_of_a_wrong_shape_is_named_with_what_was_wanted(name, answer, got):
+    policy = Watching()
+    setattr(policy, name, answer)
+    with pytest.raises(ValueError, match=rf"{got}, wanted \[B\]"):
+        collect(CountingEnv, [3], policy)

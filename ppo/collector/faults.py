@@ -10,6 +10,8 @@ from ppo.errors import EnvError
 
 __all__ = ["Restarts", "env_fault"]
 
+_RETURNED = {"reset": "(obs, info)", "step": "(obs, reward, terminated, truncated, info)"}
+
 
 def env_fault(
     where: str,
@@ -35,12 +37,20 @@ def env_fault(
     step = "" if t < 0 else f", rollout step {t}"
     taken = "" if action is None else f", action {action!r}"
     fault = EnvError(
-        f"environment {env_index} raised {type(error).__name__} in {where}: {error} "
+        f"environment {env_index} raised {type(error).__name__} in {where}: {error}"
+        f"{_remedy(where, error)} "
         f"(episode seed {seed}, episode step {episode_step}{step}{taken})\n\n"
         f"{''.join(traceback.format_exception(error))}"
     )
     fault.__cause__ = error
     return fault
+
+
+def _remedy(where: str, error: Exception) -> str:
+    """What a method should have returned, if it was not what is unpacked here."""
+    trace = error.__traceback__
+    here = trace is not None and trace.tb_next is None and "unpack" in str(error)
+    return f"; it must return {_RETURNED[where]}" if here and where in _RETURNED else ""
 
 
 class Restarts:

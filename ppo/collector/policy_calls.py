@@ -99,8 +99,22 @@ class PolicyCalls:
         result = self.policy.act(obs, **arguments, **self._fixed)
         if self.remembers:
             actions, state = result
-            return (*leaves(actions), state)
-        return tuple(leaves(result))
+            return (*self._checked(actions), state)
+        return tuple(self._checked(result))
+
+    def _checked(self, actions: Any) -> list[Tensor]:
+        """The leaves of what `act` returned, if they are tensors of the shapes they should have."""
+        chosen = leaves(actions)
+        found = [(_kind(leaf), tuple(getattr(leaf, "shape", ()))) for leaf in chosen]
+        wanted = [(len(self.state), *leaf.shape) for leaf in leaves(self._actions)]
+        if found != [(Tensor, shape) for shape in wanted]:
+            got = ", ".join(f"{kind.__name__} {list(shape)}" for kind, shape in found)
+            raise ValueError(
+                f"act of {type(self.policy).__name__} returned {got}, wanted "
+                f"{', '.join(f'Tensor {list(shape)}' for shape in wanted)}: raw actions, one row "
+                "for each observation"
+            )
+        return chosen
 
     def check_masks(self, in_observation: bool) -> None:
         """Raise `SpaceError` if masks would be ignored."""
@@ -110,3 +124,7 @@ class PolicyCalls:
                 "takes no action_mask; add the argument (and action_masks to evaluate), or use "
                 "make_policy"
             )
+
+
+def _kind(leaf: object) -> type:
+    return Tensor if isinstance(leaf, Tensor) else type(leaf)
