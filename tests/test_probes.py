@@ -583,6 +583,12 @@ def test_a_probe_of_an_option_asks_for_it():
     assert find("bound-beta").run(config=config).outcome == "not applicable"
 
 
+def test_no_policy_at_all_is_a_failure_and_not_the_default_one():
+    (result,) = run_probes(lambda *spaces: None, names=["constant-reward"])
+    assert result.outcome == "failed"
+    assert "returned None" in result.explanation
+
+
 @pytest.mark.parametrize("method", ["__init__", "evaluate", "act"])
 def test_what_a_policy_raises_is_its_failure(method, monkeypatch):
     def broken(*args, **kwargs):

@@ -258,7 +258,10 @@ def _make(make_policy: PolicyMaker | None, env: Env, config: PPOConfig, seed: in
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return make_policy(env.observation_space, env.action_space)
+        policy: nn.Module | None = make_policy(env.observation_space, env.action_space)
+    if policy is None:  # which stands for the default policy elsewhere
+        raise TypeError("make_policy returned None, wanted a policy; is its return missing?")
+    return policy
 
 
 def _has_memory(policy: Any) -> bool:
