@@ -138,9 +138,9 @@ class PPOAgent:
 
         Args:
             env: As for `RolloutCollector`; the id in the config brings the config's arguments
-                and wrappers. With `num_workers="auto"` an environment given by its id is stepped
-                in one process per processor, if the policy can act there, and the critic may be
-                trained in another; any other is stepped in this one.
+                and wrappers. With `num_workers="auto"` an environment given by its id is stepped in
+                one process per processor, if the policy can act there or looks at images, and the
+                critic may be trained in another; any other is stepped in this one.
             steps: Transitions over all environments, at least 1; rounded up to whole rollouts.
             callback: Called with a `Report` after each update; returning False stops.
             progress: Show a progress bar; None shows one on a terminal.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from ppo.advantages import gae, normalize
@@ -15,6 +17,8 @@ from ppo.envs import EnvLike
 from ppo.policies.protocol import Policy
 from ppo.policies.snapshot import acts_in_workers
 from ppo.rollout import Batch, Rollout
+from ppo.spaces import is_image, sub_spaces
+from ppo.trees import leaves
 
 __all__ = [
     "batch_with_advantages",
@@ -75,16 +79,32 @@ def configured_collector(
         seed: Seeds episodes and action noise.
         device: Of the rollouts.
     """
-    return RolloutCollector(
+    open_with = functools.partial(
+        RolloutCollector,
         configured_env(env, config),
         num_envs=config.num_envs,
-        num_workers=_chosen_workers(env, config, policy),
         step_timeout=config.step_timeout,
         on_fault=config.on_fault,
         max_restarts=config.max_restarts,
         seed=seed,
         device=device,
     )
+    collector = open_with(num_workers=(workers := _chosen_workers(env, config, policy)))
+    if workers == "auto" and not _pays_in_workers(collector, policy):
+        collector.close()
+        collector = open_with(num_workers=0)
+    return collector
+
+
+def _pays_in_workers(collector: RolloutCollector, policy: Any) -> bool:
+    """False where the default policy is surely asked at every step and steps may be light.
+
+    It is known only here, as the workers have made the environments.
+    """
+    obs, actions = collector.observation_space, collector.action_space
+    alone = isinstance(obs, spaces.Box) and isinstance(actions, spaces.Box | spaces.Discrete)
+    seen = any(map(is_image, leaves(sub_spaces(obs))))
+    return alone or seen or not (policy is None or hasattr(policy, "action_head"))
 
 
 def batch_with_advantages(

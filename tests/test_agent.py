@@ -11,6 +11,7 @@ from collecting import tensors_of
 from environments import (
     CountingEnv,
     FaultyEnv,
+    RandomSpacesEnv,
     Recorder,
     WalkEnv,
     WithSpaces,
@@ -20,6 +21,7 @@ from environments import (
     nan_reset_obs,
 )
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from processes import run_script
 from torch import nn
@@ -1207,6 +1209,31 @@ def test_workers_are_chosen_by_where_the_policy_can_act(monkeypatch, policy, wor
     agent.learn("CartPole-v1", 8).learn("CartPole-v1", 8)
     agent.learn(lambda: gymnasium.make("CartPole-v1"), 8)
     assert remembering.asked == [workers, workers, 0]
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions", "workers"),
+    [
+        (spaces.Box(-1.0, 1.0, (3,)), spaces.Box(-1.0, 1.0), ["auto"]),
+        (spaces.Box(0, 255, (36, 36), np.uint8), spaces.MultiBinary(2), ["auto"]),
+        (spaces.Discrete(3), spaces.Discrete(2), ["auto", 0]),
+        (spaces.Dict(at=spaces.Box(-1.0, 1.0)), spaces.Discrete(2), ["auto", 0]),
+        (spaces.Box(-1.0, 1.0, (3,)), spaces.MultiBinary(2), ["auto", 0]),
+    ],
+    ids=str,
+)
+def test_light_environments_are_not_shared_out_where_the_policy_is_asked_at_every_step(
+    monkeypatch, observations, actions, workers
+):
+    def make():
+        return RandomSpacesEnv(observations, actions)
+
+    monkeypatch.setitem(gymnasium.registry, "Some-v0", EnvSpec("Some-v0", make))
+    remembering = Remembering(monkeypatch)
+    small = PolicyConfig(cnn_features=4)
+    agent = PPOAgent(config=PPOConfig(num_envs=2, num_steps=4, num_epochs=1, policy=small))
+    agent.learn("Some-v0", 8)
+    assert remembering.asked == workers
 
 
 def test_a_number_of_workers_is_taken_as_it_is(monkeypatch):

@@ -119,7 +119,8 @@ def _learn(agent: PPOAgent, run: RunFolder, steps: int, args: argparse.Namespace
         warnings.showwarning = lambda message, *about, **more: _warn(str(message))
         try:
             if steps > 0:
-                env = agent.config.env_factory()
+                # By its id, so that `num_workers: auto` may choose; without one, an error says so.
+                env = agent.config.env or agent.config.env_factory()
                 show = terminal and not args.quiet
                 agent.learn(env, steps, callback=after_update, progress=show)
         except (PPOError, OSError):
