@@ -250,7 +250,8 @@ def _coerce(hint: Any, value: Any, name: str, where: str, *, lenient: bool) -> A
         try:
             return _coerce(hint, value, name, where, lenient=lenient)
         except ConfigError as error:
-            raise ConfigError(f"{error} (or one of {words})" if words else error) from None
+            also = words and typing.get_origin(hint) is not typing.Literal
+            raise ConfigError(f"{error} (or one of {words})" if also else error) from None
     if origin is typing.Literal:
         if not isinstance(value, str) or value not in arguments:
             raise ConfigError(f"{name} must be one of {list(arguments)}, got {value!r}")

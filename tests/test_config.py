@@ -183,6 +183,22 @@ def test_schedules_come_as_numbers_objects_or_mappings():
         assert PPOConfig(clip_range=value).clip_range == Linear(0.1, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PolicyConfig(memory="rnn"), "memory must be one of [...], got 'rnn'"),
+        (
+            lambda: PPOConfig(num_workers="all"),
+            "num_workers must be [...] 'all' (or one of ['auto'])",
+        ),
+    ],
+)
+def test_the_words_that_a_setting_may_be_are_named_once(make, message):
+    pattern = re.escape(message).replace(re.escape("[...]"), ".*")
+    with pytest.raises(ConfigError, match=f"^{pattern}$"):
+        make()
+
+
 def test_the_nearest_optimizer_is_offered():
     for wrong, nearest in [
         ("Adamm", "Adam"),
