@@ -232,11 +232,12 @@ class Tape:
             return [(functools.partial(operator, **kwargs), args)]
         results = _tensors(result)
         kernel = KERNELS.get(operator)
-        # The layout of a result is that of its memory; other options are not the kernels'.
-        plain = kernel is not None and not kwargs.keys() - {"memory_format"}
-        steps = kernel(*results, *args) if kernel is not None and plain else None
-        if steps is not None:
-            return steps
+        # The layout of a result is that of its memory; of other options kernels know one.
+        options = {name: value for name, value in kwargs.items() if name != "memory_format"}
+        if kernel is not None and options.keys() <= {"generator"}:
+            steps = kernel(*results, *args, **options)
+            if steps is not None:
+                return steps
         function, args = _call_again(operator, args, kwargs, results)
         if operator in _KEEPS_FOR_BACKWARD and call.with_grad:
             function = torch.enable_grad()(function)
