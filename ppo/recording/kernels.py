@@ -96,10 +96,10 @@ def _tanh_backward(result: Tensor, grad: Tensor, tanh: Tensor) -> list[Step] | N
     if not _same_type(result, [grad, tanh]):
         return None
     d, h, out = _arrays([grad, tanh, result])
-    slope = np.empty_like(h)
+    slope, one = np.empty_like(h), np.ones((), h.dtype)
     return [
         _written_by(np.multiply, slope, h, h),
-        _written_by(np.subtract, slope, 1.0, slope),
+        _written_by(np.subtract, slope, one, slope),
         _written_by(np.multiply, out, d, slope),
     ]
 
