@@ -167,7 +167,7 @@ def _multinomial(
 ) -> list[Step] | None:
     """One class for each row: the one with the largest weight / Exp(1), which is torch's own way.
 
-    Torch looks for weights that are no distribution first, in eight operations. Here two find what
+    Torch looks for weights that are no distribution first, in ten operations. Here two find what
     may be none, which is left to torch, as are all weights of 0.
     """
     if number != 1 or weights.ndim != 2 or not weights.numel() or not weights.is_contiguous():
