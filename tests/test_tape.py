@@ -115,6 +115,12 @@ BY_THEMSELVES = {
     aten.addmm.default,
     aten.cat.default,
     aten.argmax.default,
+    aten.multinomial.default,
+    aten.gather.default,
+    aten.scatter_add.default,
+    aten._softmax.default,
+    aten._log_softmax.default,
+    aten._log_softmax_backward_data.default,
 }
 
 
@@ -258,6 +264,8 @@ def with_edges(like):
         torch.sqrt,
         lambda x: x.view(4, 25).sum(0),
         lambda x: x.view(4, 25).sum(1),
+        lambda x: x.view(100, 1) @ x.view(1, 100),
+        lambda x: x.view(100, 1).expand(100, 3) @ x.view(100, 1)[:3],
     ],
 )
 def test_what_is_not_finite_goes_the_way_it_goes_in_torch(function):
@@ -325,6 +333,70 @@ def test_the_argmax_kernel_is_argmax_also_where_several_are_the_greatest(data):
     check_program(lambda x: x.argmax(axis, keep), [x])
     check_program(lambda x: x.argmax(), [x])
     check_program(lambda x: (x > 0.5).to(x.dtype).argmax(axis), [x])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_the_kernel_that_draws_draws_what_torch_draws_and_moves_the_generator_as_far(data):
+    rows, classes = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 20))
+    shape = data.draw(st.sampled_from([(rows, classes), (rows, classes), (classes,)]))
+    weights = data.draw(laid_out(shape, data.draw(kinds)))
+    number = data.draw(st.sampled_from([1, 1, classes]))
+    generator = data.draw(st.sampled_from([None, torch.Generator()]))
+    options = {"replacement": data.draw(st.booleans()), "generator": generator}
+    some_are_0 = number == 1 and data.draw(st.booleans())
+    mine = generator or torch.default_generator
+    with torch.random.fork_rng():
+        whole(weights).fill_(1.0)
+        tape = Tape(random=True)
+        with tape.record():
+            result = torch.multinomial(weights, number, **options)
+        (program,) = tape.programs()
+        for seed in range(4):
+            whole(weights).copy_(positive(whole(weights)))
+            if some_are_0:
+                whole(weights).mul_(whole(weights) > 0.6)
+                if (weights.sum(-1) == 0).any():
+                    whole(weights).fill_(1.0)
+            mine.manual_seed(seed)
+            wanted, state = torch.multinomial(weights, number, **options), mine.get_state()
+            mine.manual_seed(seed)
+            fill_with_rubbish(result)
+            program()
+            assert torch.equal(result, wanted)
+            assert torch.equal(mine.get_state(), state)
+
+
+@pytest.mark.parametrize("row", [[1.0, torch.nan], [1.0, torch.inf], [1.0, -1.0], [0.0, 0.0]])
+def test_weights_that_are_no_distribution_are_refused_by_a_program_too(row):
+    weights, generator = torch.ones(3, 2), torch.Generator()
+    tape = Tape(random=True)
+    with tape.record():
+        torch.multinomial(weights, 1, generator=generator)
+    (program,) = tape.programs()
+    program()
+    weights[1] = torch.tensor(row)
+    state = generator.get_state()
+    with pytest.raises(RuntimeError, match="probabilit"):
+        program()
+    assert torch.equal(generator.get_state(), state)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_the_kernels_of_torchs_own_functions_are_their_operations(data):
+    shape, dtype = (data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))), data.draw(kinds)
+    x, y = (data.draw(laid_out(shape, dtype)) for _ in range(2))
+    axis = data.draw(st.sampled_from([0, 1, -1]))
+    check_program(lambda x: (x.softmax(axis), x.log_softmax(axis)), [x])
+    check_program(lambda x: x.softmax(axis, dtype=torch.float64), [x])
+    check_program(lambda x, y: aten._log_softmax_backward_data(x, y, axis, dtype), [x, y])
+
+    def chosen(x, y):
+        places = (y > 0).long()[:, :1].clamp(max=min(shape) - 1)
+        return x.gather(axis, places), x.scatter_add(axis, places, y)
+
+    check_program(chosen, [x, y])
 
 
 # On both sides of every change of path.

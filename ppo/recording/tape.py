@@ -237,11 +237,12 @@ class Tape:
             return [(functools.partial(operator, **kwargs), args)]
         results = _tensors(result)
         kernel = KERNELS.get(operator)
-        # The layout of a result is that of its memory; other options are not the kernels'.
-        plain = kernel is not None and not kwargs.keys() - {"memory_format"}
-        steps = kernel(*results, *args) if kernel is not None and plain else None
-        if steps is not None:
-            return steps
+        # The layout of a result is that of its memory; of other options kernels know one.
+        options = {name: value for name, value in kwargs.items() if name != "memory_format"}
+        if kernel is not None and options.keys() <= {"generator"}:
+            steps = kernel(*results, *args, **options)
+            if steps is not None:
+                return steps
         if operator in _KEEPS_FOR_BACKWARD:
             return [(functools.partial(_keep, operator, results, call.with_grad), args)]
         return [_call_again(operator, args, kwargs, results)]

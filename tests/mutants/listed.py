@@ -920,6 +920,27 @@ LEARNER = [
         ("recorded_sequences",),
     ),
     Mutant(
+        "a negative weight is drawn from like any other",
+        "recording/kernels.py",
+        "flat[flat.argmin()] > 0.0 and ",
+        "",
+        ("tape",),
+    ),
+    Mutant(
+        "an infinite weight is drawn from like any other",
+        "recording/kernels.py",
+        " and flat[flat.argmax()] < math.inf",
+        "",
+        ("tape",),
+    ),
+    Mutant(
+        "a replayed draw comes from the generator of all",
+        "recording/kernels.py",
+        "waits.exponential_(generator=generator)",
+        "waits.exponential_()",
+        ("tape", "policy_calls"),
+    ),
+    Mutant(
         "the last row of a sequence counts as padding",
         "sequences.py",
         "np.flatnonzero(step <= last)",
