@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -36,13 +37,21 @@ class _Group:
         self._own_obs, self._own_noise = self._obs[self._rows], self._noise[self._rows]
         self._given = buffers.obs[:, own], buffers.noise[:, own]
         self._actions = buffers.actions[:, own]
+        self._states = np.zeros((size, layout.state_size), np.float32)
+        self._buffers, self._own, self._remembers = buffers, own, layout.state_size > 0
 
-    def act(self, actor: Actor, t: int) -> None:
-        """Write `actions[t]` of these columns."""
+    def act(self, actor: Any, t: int) -> None:
+        """Write `actions[t]` of these columns, and `states[t + 1]` where there is a memory."""
         obs, noise = self._given
         self._own_obs[...] = obs[t]
         self._own_noise[...] = noise[t]
-        self._actions[t] = actor(self._obs, self._noise)[self._rows]
+        if not self._remembers:
+            self._actions[t] = actor(self._obs, self._noise)[self._rows]
+            return
+        self._states[self._rows] = self._buffers.remembered(t, self._own)
+        actions, states = actor(self._obs, self._noise, self._states)
+        self._actions[t] = actions[self._rows]
+        self._buffers.states[t + 1, self._own] = states[self._rows]
 
 
 def _groups(columns: Columns, buffers: Buffers) -> Iterator[_Group]:

@@ -33,6 +33,7 @@ class Layout:
         mask_size: Entries `M` of an action mask; 0 if nothing can be masked.
         squash: Raw Box actions are from before a tanh.
         history: Observations that are kept from before the rollout.
+        state_size: Numbers `K` in the policy's memory.
     """
 
     num_steps: int
@@ -43,20 +44,22 @@ class Layout:
     mask_size: int = 0
     squash: bool = False
     history: int = 0
+    state_size: int = 0
 
     def trees(self) -> dict[str, tuple[tuple[int, int], Any]]:
         """Leading axes and tree of `Leaf` by name.
 
-        Observations and masks have one row more, for the last successor.
+        Observations, masks and states have one row more, for the last successor.
         """
         rows = (self.num_steps, self.num_envs)
-        flag = np.dtype(np.bool_)
+        flag, number = np.dtype(np.bool_), np.dtype(np.float32)
         return {
             "frames": ((self.history + self.num_steps + 1, self.num_envs), self.obs),
             "actions": (rows, self.actions),
-            "noise": (rows, Leaf((self.noise_size,), np.dtype(np.float32))),
+            "noise": (rows, Leaf((self.noise_size,), number)),
+            "states": ((self.num_steps + 1, self.num_envs), Leaf((self.state_size,), number)),
             "masks": ((self.num_steps + 1, self.num_envs), Leaf((self.mask_size,), flag)),
-            "rewards": (rows, Leaf((), np.dtype(np.float32))),
+            "rewards": (rows, Leaf((), number)),
             "terminated": (rows, Leaf((), flag)),
             "truncated": (rows, Leaf((), flag)),
             "valid": (rows, Leaf((), flag)),
@@ -99,6 +102,8 @@ class Buffers:
         actions: Raw actions, a tree of `[T, N, ...]`.
         noise: `[T, N, k]`.
         masks: Legal actions `[T + 1, N, M]`.
+        states: What the policy remembers before the first step, and behind each step, also where
+            an episode ended with it, `[T + 1, N, K]`.
         rewards: `[T, N]`.
         terminated: `[T, N]`.
         truncated: `[T, N]`.
@@ -115,6 +120,7 @@ class Buffers:
     frames: Any
     actions: Any
     noise: np.ndarray
+    states: np.ndarray
     masks: np.ndarray
     rewards: np.ndarray
     terminated: np.ndarray
@@ -155,6 +161,13 @@ class Buffers:
         """Where an episode ended, or no transition was made, in these rows."""
         ended: np.ndarray = self.terminated[rows] | self.truncated[rows] | ~self.valid[rows]
         return ended
+
+    def remembered(self, t: int, columns: slice = slice(None)) -> np.ndarray:
+        """A copy of what the policy remembers when it acts in row `t`: nothing of old episodes."""
+        states: np.ndarray = self.states[t, columns].copy()
+        if t > 0:
+            states[self.ended((t - 1, columns))] = 0.0
+        return states
 
 
 def anonymous_file(name: str, size: int) -> int:

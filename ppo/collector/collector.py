@@ -322,6 +322,7 @@ class RolloutCollector:
             mask_size=self._masks.size,
             squash=bool(getattr(calls.policy, "squashed", False)),
             history=calls.frame_stack - 1,
+            state_size=calls.state.memory.shape[1],
         )
         old, row = self._buffers, self._last_row
         if old is None or old.layout.num_steps < num_steps or not layout.fits(old.layout):
@@ -333,6 +334,7 @@ class RolloutCollector:
         buffers = self._buffers
         assert buffers is not None
         buffers.begin()
+        buffers.states[0] = calls.state.memory
         if self._masked.any():
             buffers.masks[:, ~self._masked] = True
         if old is not None:
@@ -364,24 +366,21 @@ class RolloutCollector:
         actor = None if make_snapshot is None or masked else make_snapshot()
         if actor is not None:
             raw.harvest = self._backend.run(actor, num_steps)
+            calls.state.memory = buffers.remembered(num_steps)
             return
         calls.begin()
         self._backend.begin(num_steps)
         obs, actions = leaves(buffers.obs), leaves(buffers.actions)
         for t in range(num_steps):
-            if calls.remembers:
-                raw.memories.append(calls.state.memory.copy())
             noise = buffers.noise[t] if calls.takes_noise else None
             mask = buffers.masks[t] if masked else None
             chosen = calls.act(rebuild(buffers.obs, [rows[t] for rows in obs]), noise, mask)
             for rows, action in zip(actions, leaves(chosen), strict=True):
                 rows[t] = action
+            buffers.states[t + 1] = calls.state.memory
             self._backend.step(t)
-            if calls.remembers:
-                raw.memories_after.append(calls.state.memory.copy())
             if calls.remembers or calls.frame_stack > 1:
                 calls.ended(buffers.ended(t))
-        raw.memories.append(calls.state.memory.copy())
         raw.harvest = self._backend.harvest()
 
     def close(self) -> None:

@@ -40,9 +40,6 @@ class RawRollout:
         age: Steps since the episodes began, at the first row, `[N]`; for stacked frames.
         masked: Environments that give action masks, `[N]`.
         harvest: Final observations and finished episodes.
-        memories: Memory of the policy `[N, K]` before each step and behind the last; empty where
-            it acted elsewhere.
-        memories_after: The same behind each step, also where an episode ended with it.
     """
 
     buffers: Buffers
@@ -50,8 +47,6 @@ class RawRollout:
     age: np.ndarray
     masked: np.ndarray
     harvest: Harvest = dataclasses.field(default_factory=lambda: Harvest([], []))
-    memories: list[np.ndarray] = dataclasses.field(default_factory=list)
-    memories_after: list[np.ndarray] = dataclasses.field(default_factory=list)
 
     def check_finite(self) -> None:
         """Raise `NonFiniteError` for the first NaN or infinity among observations and rewards."""
@@ -135,8 +130,8 @@ class RawRollout:
             last = frames.last(buffers.frames)
         memory = None
         if remembers:
-            known = [self.memories_after[final.step][final.env_index] for final in finals]
-            memory = torch.from_numpy(np.stack([*known, *self.memories[-1]]))
+            known = [buffers.states[final.step + 1, final.env_index] for final in finals]
+            memory = torch.from_numpy(np.stack([*known, *buffers.remembered(self.num_steps)]))
 
         def join(last_rows: np.ndarray, *rows: np.ndarray) -> Tensor:
             return torch.from_numpy(np.concatenate([*(row[None] for row in rows), last_rows]))
@@ -151,5 +146,8 @@ class RawRollout:
         """For a policy with memory: which rows belong together, and what it remembered then."""
         order, lengths = cut_sequences(ended, self.buffers.valid[: self.num_steps], longest)
         first = order[np.cumsum(lengths, dtype=np.int64) - np.array(lengths, np.int64)]
-        memory = torch.from_numpy(np.concatenate(self.memories[:-1])[first])
-        return {"sequences": Sequences(lengths, memory), "order": torch.from_numpy(order)}
+        step, env_index = np.divmod(first, ended.shape[1])
+        memory = self.buffers.states[step, env_index]
+        memory[(step > 0) & ended[step - 1, env_index]] = 0.0
+        sequences = Sequences(lengths, torch.from_numpy(memory))
+        return {"sequences": sequences, "order": torch.from_numpy(order)}

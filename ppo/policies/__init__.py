@@ -13,7 +13,7 @@ from ppo.policies.encoders import (
 from ppo.policies.memory import AttentionMemory, GRUMemory, LSTMMemory, make_memory
 from ppo.policies.normalizer import ObservationNormalizer, TreeNormalizer, make_normalizer
 from ppo.policies.options import EncoderConfig, PolicyConfig
-from ppo.policies.protocol import Actor, Evaluation, Policy
+from ppo.policies.protocol import Actor, Evaluation, Policy, RecurrentActor
 
 __all__ = [
     "MLP",
@@ -31,6 +31,7 @@ __all__ = [
     "OneHotEncoder",
     "Policy",
     "PolicyConfig",
+    "RecurrentActor",
     "TreeEncoder",
     "TreeNormalizer",
     "make_body",

@@ -20,7 +20,7 @@ from ppo.policies.heads import make_action_head
 from ppo.policies.memory import make_memory
 from ppo.policies.normalizer import ObservationNormalizer, TreeNormalizer, make_normalizer
 from ppo.policies.options import PolicyConfig
-from ppo.policies.protocol import Actor, Evaluation
+from ppo.policies.protocol import Actor, Evaluation, RecurrentActor
 from ppo.policies.snapshot import snapshot
 from ppo.sequences import Sequences
 from ppo.spaces import (
@@ -253,14 +253,17 @@ class ActorCritic(nn.Module):
         """Noise `[num_steps, k]` for that many actions of one environment."""
         return self.action_head.draw_noise(rng, num_steps)
 
-    def snapshot(self) -> Actor | None:
+    def snapshot(self) -> Actor | RecurrentActor | None:
         """A NumPy copy of the actor for worker processes, or None where torch should act."""
         # The methods of a subclass may say anything.
-        if type(self) is not ActorCritic or self.frame_stack > 1 or self.state_size:
+        if type(self) is not ActorCritic or self.frame_stack > 1:
             return None
+        bodies = [(self.actor_body, self.actor_memory)]
+        if self.critic_memory is not None and not self.shared:
+            bodies.append((self.critic_body, self.critic_memory))
         box = isinstance(self.action_space, gymnasium.spaces.Box)
         shape = (self.action_space.shape or ()) if box else ()
-        return snapshot(self.normalizer, self.actor_body, self.action_head, shape)
+        return snapshot(self.normalizer, bodies, self.action_head, shape)
 
     def update_normalizer(self, obs: Any) -> None:
         """Fold raw observations `[B, ...]` into the running moments, if there are any."""

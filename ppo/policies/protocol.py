@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Actor", "Evaluation", "Policy"]
+__all__ = ["Actor", "Evaluation", "Policy", "RecurrentActor"]
 
 
 class Evaluation(NamedTuple):
@@ -38,7 +38,8 @@ class Policy(Protocol):
     - `draw_noise(rng, num_steps)`: float32 noise `[num_steps, k]` for that many actions of one
       environment. It is then called as `act(obs, noise=...)`, which makes the noise a function of
       (seed, environment, step) alone; otherwise `act(obs, generator=...)` gets a torch generator.
-    - `snapshot()`: an `Actor`, a small NumPy copy that worker processes run by themselves.
+    - `snapshot()`: an `Actor` (with memory a `RecurrentActor`), a small NumPy copy that worker
+      processes run by themselves.
     - `update_normalizer(obs)`: fold observations `[B, ...]` into its running statistics; the agent
       calls it between rollouts.
     - `parameter_groups()`: parameters by name of the network they belong to; each group's gradient
@@ -77,6 +78,15 @@ class Actor(Protocol):
 
     def __call__(self, obs: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """Raw actions `[G, ...]` for observations `[G, ...]` and noise `[G, k]`."""
+
+
+class RecurrentActor(Protocol):
+    """The same of a policy with memory."""
+
+    def __call__(
+        self, obs: np.ndarray, noise: np.ndarray, states: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Raw actions `[G, ...]` and the next states `[G, K]`, given the present ones."""
 
 
 def takes(method: Callable[..., object], argument: str) -> bool:

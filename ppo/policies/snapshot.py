@@ -1,119 +1,40 @@
-"""A NumPy copy of a small actor, which environments' processes run by themselves.
+"""A NumPy copy of a small actor (`ppo.policies.numpy_actor`), or none where torch should act.
 
-Acting on a handful of observations is all call overhead: NumPy spends about a third of torch's.
 The copy only *chooses* actions; log-probabilities and values come from the torch policy in one
 batched pass at the end of the rollout, by the code path the update uses, so the ratio starts at 1.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from ppo.policies.bodies import MLP
 from ppo.policies.heads import CategoricalHead, GaussianHead
+from ppo.policies.memory import GRUMemory, LSTMMemory
 from ppo.policies.normalizer import ObservationNormalizer
+from ppo.policies.numpy_actor import (
+    GRU,
+    LSTM,
+    Branch,
+    Choice,
+    Layers,
+    MemoryActor,
+    MLPActor,
+    Normalization,
+)
 from ppo.policies.options import PolicyConfig
-from ppo.policies.protocol import Actor
+from ppo.policies.protocol import Actor, RecurrentActor
 
-__all__ = ["MLPActor", "acts_in_workers", "snapshot"]
+__all__ = ["acts_in_workers", "snapshot"]
 
-# Above this many weights in one layer a product for a group of environments may use several
-# threads, and arithmetic outweighs overhead: torch then acts for all environments at once.
+# Above this many weights in one product, that for a group of environments may use several threads,
+# and arithmetic outweighs overhead: torch then acts for all environments at once.
 _MAX_LAYER = 128 * 64
-_ZERO = np.float32(0.0)
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return np.array(tensor.detach().cpu().numpy(), dtype=np.float32, order="C")
-
-
-class _Room(NamedTuple):
-    """Memory for one number of rows: BLAS takes the same path bit for bit, whoever calls.
-
-    What is added to every row is there once for each, as spreading it takes longer than adding.
-    """
-
-    inputs: np.ndarray
-    normalizer: tuple[Any, ...]
-    layers: list[tuple[np.ndarray, Any, np.ndarray]]
-    std: np.ndarray | None
-
-
-@dataclasses.dataclass
-class MLPActor:
-    """Normaliser, tanh or relu layers, and a categorical or Gaussian output, in NumPy.
-
-    Attributes:
-        shift: Mean of the normaliser `[k]`, or None without one.
-        scale: Inverse standard deviation of the normaliser `[k]`.
-        clip: Bound on the normalised observation.
-        layers: Weights `[in, out]` and biases `[out]`, the output layer last.
-        relu: The activation is relu instead of tanh.
-        std: Standard deviation of Gaussian actions `[d]`; None for a categorical output.
-        action_shape: Shape of one raw action.
-    """
-
-    shift: np.ndarray | None
-    scale: np.ndarray | None
-    clip: float
-    layers: list[tuple[np.ndarray, np.ndarray]]
-    relu: bool
-    std: np.ndarray | None
-    action_shape: tuple[int, ...]
-    _rooms: dict[int, _Room] = dataclasses.field(default_factory=dict, repr=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_rooms": {}}
-
-    def _make_room(self, rows: int) -> _Room:
-        def spread(values: np.ndarray | None) -> np.ndarray | None:
-            return None if values is None else np.repeat(values[None], rows, axis=0)
-
-        # Python's numbers would be converted in every call.
-        low, high = np.float32(-self.clip), np.float32(self.clip)
-        layers = [
-            (weight, spread(bias), np.empty((rows, bias.size), np.float32))
-            for weight, bias in self.layers
-        ]
-        inputs = np.empty((rows, len(self.layers[0][0])), np.float32)
-        normalizer = spread(self.shift), spread(self.scale), low, high
-        room = self._rooms[rows] = _Room(inputs, normalizer, layers, spread(self.std))
-        return room
-
-    def __call__(self, obs: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Raw actions `[G, ...]` for observations `[G, ...]` and noise `[G, k]`."""
-        room = self._rooms.get(len(obs)) or self._make_room(len(obs))
-        x = obs if obs.ndim == 2 else obs.reshape(len(obs), -1)
-        h, (shift, scale, low, high), layers, std = room
-        if shift is None:
-            h[...] = x
-        else:
-            np.subtract(x, shift, out=h)
-            np.multiply(h, scale, out=h)
-            np.minimum(h, high, out=h)
-            np.maximum(h, low, out=h)
-        last = layers[-1][2]
-        for weight, bias, out in layers:
-            np.dot(h, weight, out=out)  # half a microsecond less than matmul
-            np.add(out, bias, out=out)
-            if out is last:
-                break
-            if self.relu:
-                np.maximum(out, _ZERO, out=out)
-            else:
-                np.tanh(out, out=out)
-            h = out
-        if std is None:
-            classes: np.ndarray = (last + noise).argmax(axis=-1)
-            return classes
-        actions: np.ndarray = last + std * noise
-        return actions.reshape(len(x), *self.action_shape)
 
 
 def acts_in_workers(policy: object | None, config: PolicyConfig) -> bool:
@@ -122,48 +43,133 @@ def acts_in_workers(policy: object | None, config: PolicyConfig) -> bool:
     For images it does not act there, but then the environments are slow enough to be shared out.
     """
     if policy is None or hasattr(policy, "action_head"):  # the default policy
-        sizes = config.hidden_sizes
-        small = all(one * other <= _MAX_LAYER for one, other in itertools.pairwise(sizes))
         plain = config.activation in ("tanh", "relu") and not config.layer_norm
         gaussian = config.distribution == "gaussian" and not config.state_dependent_std
-        return small and plain and gaussian and config.memory is None and config.frame_stack == 1
+        products = _products(config.hidden_sizes, config)
+        if config.memory is not None and config.critic_hidden_sizes is not None:
+            products += _products(config.critic_hidden_sizes, config)
+        small = all(product <= _MAX_LAYER for product in products)
+        stepped = config.memory in (None, "lstm", "gru") and config.frame_stack == 1
+        return plain and gaussian and small and stepped
     make: Callable[[], Actor | None] | None = getattr(policy, "snapshot", None)
     return make is not None and make() is not None
 
 
+def _products(sizes: tuple[int, ...], config: PolicyConfig) -> list[int]:
+    """Weights in each product behind the first, whose size is unknown before the observations."""
+    products = [one * other for one, other in itertools.pairwise(sizes)]
+    if config.memory is not None:
+        products.append((sum(sizes[-1:]) + config.memory_size) * config.memory_size)
+    return products
+
+
+class _NotPlainError(Exception):
+    """Something is not small, or may compute anything."""
+
+
 def snapshot(
-    normalizer: nn.Module, body: nn.Module, head: nn.Module, action_shape: tuple[int, ...]
-) -> MLPActor | None:
-    """Copy an actor into NumPy, or return None where it is not small and plain."""
-    if type(body) is not MLP or type(head) not in (CategoricalHead, GaussianHead):
+    normalizer: nn.Module,
+    bodies: Sequence[tuple[Any, Any]],
+    head: nn.Module,
+    action_shape: tuple[int, ...],
+) -> Actor | RecurrentActor | None:
+    """Copy an actor into NumPy, or return None where it is not small and plain.
+
+    Args:
+        normalizer: Of its observations.
+        bodies: The body of the actor and the memory behind it, or None without; then those of a
+            critic that has a memory of its own.
+        head: From features to actions.
+        action_shape: Shape of one raw action.
+    """
+    try:
+        hidden = [_hidden(body) for body, _ in bodies]
+        memories = [None if memory is None else _memory(memory) for _, memory in bodies]
+        output, choice = Layers([_head_layer(head)]), Choice(_std(head), action_shape)
+        normalization = _normalization(normalizer, bodies[0][0])
+    except _NotPlainError:
         return None
-    if isinstance(head, GaussianHead) and head.state_dependent:
+    branches = [
+        Branch(layers, memory, part.state_size)
+        for layers, memory, (_, part) in zip(hidden, memories, bodies, strict=True)
+        if memory is not None
+    ]
+    if branches:
+        return MemoryActor(normalization, output, choice, branches)
+    return MLPActor(normalization, hidden[0], output, choice)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return np.array(tensor.detach().cpu().numpy(), dtype=np.float32, order="C")
+
+
+def _require(plain: bool) -> None:
+    if not plain:
+        raise _NotPlainError
+
+
+def _layer(weight: Tensor, bias: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    _require(weight.numel() <= _MAX_LAYER)
+    return _array(weight.T), _array(bias)
+
+
+def _linear(layer: Any) -> tuple[np.ndarray, np.ndarray]:
+    _require(type(layer) is nn.Linear)
+    return _layer(layer.weight, layer.bias)
+
+
+def _head_layer(head: Any) -> tuple[np.ndarray, np.ndarray]:
+    _require(type(head) in (CategoricalHead, GaussianHead))
+    return _linear(head.linear)
+
+
+def _std(head: Any) -> np.ndarray | None:
+    if not isinstance(head, GaussianHead):
         return None
+    _require(not head.state_dependent)
+    return _array(head.bounded_log_std().exp())
+
+
+def _hidden(body: Any) -> Layers:
+    _require(type(body) is MLP)
     flatten, *hidden = body.children()
-    linears, activations = [*hidden[::2], head.linear], {type(layer) for layer in hidden[1::2]}
-    if type(flatten) is not nn.Flatten or len(hidden) % 2:
-        return None
-    if len(activations) > 1 or not activations <= {nn.Tanh, nn.ReLU}:
-        return None
-    if any(type(linear) is not nn.Linear for linear in linears):
-        return None
-    if type(normalizer) not in (ObservationNormalizer, nn.Identity):
-        return None
-    if any(linear.weight.numel() > _MAX_LAYER for linear in linears):  # type: ignore[operator, union-attr]
-        return None
-    shift = scale = std = None
-    clip = 0.0
-    if isinstance(normalizer, ObservationNormalizer):
-        shift, scale = _array(normalizer.shift).reshape(-1), _array(normalizer.scale).reshape(-1)
-        clip = normalizer.clip
-    if isinstance(head, GaussianHead):
-        std = _array(head.bounded_log_std().exp())
-    return MLPActor(
-        shift=shift,
-        scale=scale,
-        clip=clip,
-        layers=[(_array(linear.weight.T), _array(linear.bias)) for linear in linears],  # type: ignore[union-attr, arg-type]
-        relu=activations == {nn.ReLU},
-        std=std,
-        action_shape=action_shape,
+    activations = {type(layer) for layer in hidden[1::2]}
+    _require(type(flatten) is nn.Flatten and len(hidden) % 2 == 0)
+    _require(len(activations) < 2 and activations <= {nn.Tanh, nn.ReLU})
+    relu = activations == {nn.ReLU}
+    return Layers([_linear(linear) for linear in hidden[::2]], "relu" if relu else "tanh")
+
+
+def _normalization(normalizer: Any, body: Any) -> Normalization:
+    _require(type(normalizer) in (ObservationNormalizer, nn.Identity))
+    size = next(
+        (layer.in_features for layer in body if type(layer) is nn.Linear), body.num_features
     )
+    if not isinstance(normalizer, ObservationNormalizer):
+        return Normalization(None, None, 0.0, size)
+    shift, scale = _array(normalizer.shift).reshape(-1), _array(normalizer.scale).reshape(-1)
+    return Normalization(shift, scale, normalizer.clip, size)
+
+
+def _memory(memory: Any) -> LSTM | GRU:
+    _require(type(memory) in (LSTMMemory, GRUMemory))
+    core = memory.core
+    _require(type(core) in (nn.LSTM, nn.GRU) and core.bias)
+    size = core.hidden_size
+    _require((core.input_size + size) * size <= _MAX_LAYER)
+    # Of each gate, [in, out] and [out].
+    given, kept, given_bias, kept_bias = (
+        [_array(gate.mT if gate.ndim == 2 else gate) for gate in tensor.split(size)]
+        for tensor in (core.weight_ih_l0, core.weight_hh_l0, core.bias_ih_l0, core.bias_hh_l0)
+    )
+    weights = np.stack([np.concatenate(pair) for pair in zip(given, kept, strict=True)])
+    biases = np.stack(given_bias) + np.stack(kept_bias)
+    half = np.float32(0.5)
+    if isinstance(memory, GRUMemory):
+        new = Layers([(given[2], given_bias[2])]), Layers([(kept[2], kept_bias[2])])
+        return GRU(half * weights[:2], half * biases[:2], *new)
+    order = [0, 1, 3, 2]  # i, f, o, g
+    weights, biases = weights[order], biases[order]
+    weights[:3] *= half
+    biases[:3] *= half
+    return LSTM(weights, biases)
