@@ -17,6 +17,7 @@ from ppo.trees import leaves
 __all__ = ["evaluate_rollout", "revalue"]
 
 _NUMBERS_AT_ONCE = 2**23  # of observations; what is inside of a policy may be many times as much
+_ROWS_AT_ONCE = 2**11  # on the CPU: what is inside of a small policy stays in the cache
 _SMALL = 2**16  # numbers of a parameter
 _FEW = 2**18  # numbers of all observations
 
@@ -37,7 +38,7 @@ def evaluate_rollout(policy: Any, rollout: Rollout) -> Rollout:
     with threads(1 if torch.get_num_threads() > 1 and _is_small(policy, batch) else None):
         parts = [
             evaluate(part.obs, part.actions, part.context)
-            for part in batch.parts(_rows_at_once(batch.obs))
+            for part in batch.parts(_rows_at_once(batch))
         ]
         log_probs = _joined([part.log_probs for part in parts], rollout, "log_probs of evaluate")
         values = _joined([part.values for part in parts], rollout, "values of evaluate")
@@ -81,7 +82,8 @@ def _next_values(policy: Any, rollout: Rollout, values: Tensor) -> Tensor:
     assert finals is not None
     fields = {"obs": finals.obs} | ({} if finals.states is None else {"state": finals.states})
     found = []
-    for part in Batch(**fields).parts(_rows_at_once(finals.obs)):
+    batch = Batch(**fields)
+    for part in batch.parts(_rows_at_once(batch)):
         arguments = {name: tree for name, tree in part.fields.items() if name != "obs"}
         found.append(policy.value(part.obs, **arguments))
     final_values = _joined(found, rollout, "what value returned")
@@ -113,8 +115,11 @@ def _joined(parts: list[Tensor], rollout: Rollout, what: str) -> Tensor:
     return torch.cat(parts).float() if parts else rollout.rewards.new_zeros(0)
 
 
-def _rows_at_once(obs: Any) -> int:
-    return max(1, _NUMBERS_AT_ONCE // max(1, _numbers_per_row(obs)))
+def _rows_at_once(batch: Batch) -> int:
+    most = max(1, _NUMBERS_AT_ONCE // max(1, _numbers_per_row(batch.obs)))
+    # A part of sequences takes as many steps as its longest: the fewer parts, the better.
+    in_cache = batch.sequences is None and leaves(batch.obs)[0].device.type == "cpu"
+    return min(most, _ROWS_AT_ONCE) if in_cache else most
 
 
 def _numbers_per_row(obs: Any) -> int:

@@ -49,6 +49,46 @@ def test_many_rows_are_evaluated_by_several_threads(monkeypatch):
     assert policy.seen == {3}
 
 
+class Counting(Watching):
+    """Notes how many rows it is asked about at once."""
+
+    def evaluate(self, obs, actions):
+        self.seen.add(len(obs))
+        return obs[:, 0], obs[:, 1], obs[:, 2]
+
+    def value(self, obs):
+        self.seen.add(len(obs))
+        return obs[:, 2]
+
+
+def test_many_rows_are_evaluated_in_parts_that_stay_in_the_cache(monkeypatch):
+    policy = Counting()
+    with RolloutCollector("CartPole-v1", num_envs=3, seed=0) as collector:
+        whole = collector.collect(policy, 20)
+        assert max(policy.seen) == 60
+        policy.seen.clear()
+        monkeypatch.setattr(revaluation, "_ROWS_AT_ONCE", 7)
+        parts = revaluation.evaluate_rollout(policy, whole)
+        assert max(policy.seen) == 7
+    for name in ("log_probs", "values", "next_values"):
+        assert torch.equal(getattr(parts, name), getattr(whole, name))
+
+
+def test_sequences_are_evaluated_together(monkeypatch):
+    policy = make_policy(VECTOR, TWO, PolicyConfig(hidden_sizes=(4,), memory="lstm"))
+    (rollout,) = collect(CountingEnv, [12], policy)
+    monkeypatch.setattr(revaluation, "_ROWS_AT_ONCE", 7)
+    evaluate, seen = policy.evaluate, []
+
+    def counting(obs, actions, **context):
+        seen.append(len(obs))
+        return evaluate(obs, actions, **context)
+
+    monkeypatch.setattr(policy, "evaluate", counting)
+    revalue(policy, rollout)
+    assert seen == [36]
+
+
 def test_revaluing_by_the_same_policy_changes_nothing():
     with RolloutCollector("CartPole-v1", num_envs=2, seed=0) as collector:
         policy = make_policy(collector.observation_space, collector.action_space)

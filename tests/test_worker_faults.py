@@ -184,6 +184,17 @@ def test_a_worker_that_dies_is_named_at_once(policy, fault, message, moment, not
     assert time.monotonic() - begin < SOON
 
 
+@pytest.mark.parametrize("culprit", [5, 34])
+@pytest.mark.parametrize("moment", [{"step": 3}, {"reset": 2, "length": 3}], ids=str)
+def test_a_culprit_among_many_is_named_whichever_group_is_at_work(culprit, moment, nothing_left):
+    factories = [CountingEnv] * 40
+    factories[culprit] = lambda: FaultyEnv(kill, **moment)
+    with RolloutCollector(factories, num_workers=1, seed=0) as collector:
+        what = rf"worker 0 .* at rollout step 2 .* environment {culprit} in {next(iter(moment))} "
+        with pytest.raises(WorkerError, match=what):
+            collector.collect(SnapshotCountPolicy(), 9)
+
+
 class BrokenActor:
     def __call__(self, obs, noise):
         raise ZeroDivisionError("a bug of the policy")

@@ -65,6 +65,19 @@ def test_rollouts_are_bitwise_the_same_for_every_number_of_workers(env, policy):
         assert_identical(expected, rollouts)
 
 
+@pytest.mark.parametrize("end", ["terminated", "truncated"])
+def test_one_group_after_the_other_leaves_what_all_of_them_in_step_leave(end):
+    """Where environments may be restarted, all are in step."""
+    policy, factories = (
+        SnapshotCountPolicy(),
+        [lambda k=k: CountingEnv(2 + k % 5, end) for k in range(70)],
+    )
+    expected = collect(factories, (7, 12), policy, on_fault="restart")
+    for num_workers in (0, 2):
+        rollouts = collect(factories, (7, 12), policy, num_workers=num_workers)
+        assert_identical(expected, rollouts)
+
+
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 @pytest.mark.parametrize("num_envs", [1, 32, 33, 71])
 @pytest.mark.parametrize("memory", [None, "lstm", "gru"])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ppo.collector.buffers import Buffers
-from ppo.collector.columns import Columns
+from ppo.collector.columns import Columns, Part
 from ppo.policies.protocol import Actor
 
 __all__ = ["GROUP_SIZE", "run_actor"]
@@ -25,7 +25,7 @@ group's full size, with zeros in the rows of the others.
 class _Group:
     """The part of one group of environments that lies in `columns`."""
 
-    def __init__(self, columns: Columns, buffers: Buffers, start: int) -> None:
+    def __init__(self, columns: Part, buffers: Buffers, start: int) -> None:
         layout = buffers.layout
         size = min(GROUP_SIZE, layout.num_envs - start)
         first = max(start, columns.first)
@@ -54,7 +54,7 @@ class _Group:
         self._buffers.states[t + 1, self._own] = states[self._rows]
 
 
-def _groups(columns: Columns, buffers: Buffers) -> Iterator[_Group]:
+def _groups(columns: Part, buffers: Buffers) -> Iterator[_Group]:
     first_group = columns.first // GROUP_SIZE * GROUP_SIZE
     for start in range(first_group, columns.first + columns.num_envs, GROUP_SIZE):
         yield _Group(columns, buffers, start)
@@ -63,9 +63,17 @@ def _groups(columns: Columns, buffers: Buffers) -> Iterator[_Group]:
 def run_actor(
     columns: Columns, buffers: Buffers, actor: Actor, num_steps: int, first_step: int = 0
 ) -> None:
-    """Act and step, from row `first_step` to row `num_steps - 1`."""
-    groups = list(_groups(columns, buffers))
-    for t in range(first_step, num_steps):
-        for group in groups:
-            group.act(actor, t)
-        columns.step(t)
+    """Act and step, from row `first_step` to row `num_steps - 1`, one part after the other.
+
+    What 32 environments consist of stays in the cache, what hundreds do does not.
+    """
+    parts = columns.parts(GROUP_SIZE)
+    for part in parts[1:]:  # so that the least progress is where the work is
+        buffers.progress[part.first : part.first + part.num_envs] = num_steps
+    for part in parts:
+        groups = list(_groups(part, buffers))
+        buffers.progress[part.first : part.first + part.num_envs] = first_step
+        for t in range(first_step, num_steps):
+            for group in groups:
+                group.act(actor, t)
+            part.step(t)

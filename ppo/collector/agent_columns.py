@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ppo.collector.buffers import Buffers
-from ppo.collector.columns import Final, Harvest, draw_seed, give_up_row
+from ppo.collector.columns import Final, Harvest, Part, draw_seed, give_up_row
 from ppo.collector.env_columns import make_by
 from ppo.collector.faults import Restarts, env_fault
 from ppo.collector.replay import Bookmark, Place, kind_of, stream_at
@@ -283,6 +283,10 @@ class AgentColumns:
             t=t,
             action=chosen,
         )
+
+    def parts(self, size: int) -> list[Part]:
+        """The columns, which step together."""
+        return [Part(self.first, self.num_envs, self.step)]
 
     def harvest(self) -> Harvest:
         """Hand over the final observations and finished episodes since the last call."""

@@ -108,7 +108,8 @@ class Buffers:
         terminated: `[T, N]`.
         truncated: `[T, N]`.
         valid: `[T, N]`.
-        progress: Steps done in this rollout, per column `[N]`; shows which worker hangs.
+        progress: Steps done in this rollout, per column `[N]`; shows which worker hangs. All are
+            said to be done of columns whose turn is still to come.
         started: Row with the first observation of the current episode, per column `[N]`, below 0
             if it lies in an earlier rollout; one more than that, and so more than `progress`,
             while an environment is in `reset`.

@@ -6,7 +6,7 @@ an episode returned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium
@@ -17,7 +17,16 @@ from ppo.collector.replay import Bookmark, Place
 from ppo.rollout import Episode
 from ppo.trees import map_tree
 
-__all__ = ["Columns", "Final", "Harvest", "Restart", "draw_seed", "give_up_row", "give_up_rows"]
+__all__ = [
+    "Columns",
+    "Final",
+    "Harvest",
+    "Part",
+    "Restart",
+    "draw_seed",
+    "give_up_row",
+    "give_up_rows",
+]
 
 
 class Final(NamedTuple):
@@ -55,6 +64,14 @@ class Harvest(NamedTuple):
         return cls(finals, episodes, restarts)
 
 
+class Part(NamedTuple):
+    """Some columns that can be stepped by themselves."""
+
+    first: int
+    num_envs: int
+    step: Callable[[int], None]
+
+
 class Columns(Protocol):
     """Some columns `[first, first + num_envs)` of a rollout and the environments behind them."""
 
@@ -87,6 +104,12 @@ class Columns(Protocol):
 
         `Buffers.begin` comes before the first time that a row is written: of ends, only those that
         are there may be.
+        """
+
+    def parts(self, size: int) -> Sequence[Part]:
+        """All columns in order, cut at multiples of `size` where each of them goes its own way.
+
+        One part may be rows ahead of another.
         """
 
     def harvest(self) -> Harvest:

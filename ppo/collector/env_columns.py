@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +13,7 @@ import gymnasium
 import numpy as np
 
 from ppo.collector.buffers import Buffers
-from ppo.collector.columns import Final, Harvest, draw_seed, give_up_row
+from ppo.collector.columns import Final, Harvest, Part, draw_seed, give_up_row
 from ppo.collector.faults import Restarts, env_fault
 from ppo.collector.replay import Bookmark, Place, kind_of, return_to, snapshot_of, stream_at
 from ppo.envs import AnyEnv, Env, EnvFactory, is_parallel
@@ -30,6 +32,11 @@ __all__ = ["EnvColumns", "make_by", "mask_source"]
 
 MaskSource = Callable[[Any, dict[str, Any]], Any]
 """From what an environment returned, observation and info, to a mask."""
+_EnvStep = Callable[[Any], Any]
+_Rows = Callable[[int], Any]
+"""Rows of a tree by their number."""
+_Share = tuple[int, list[_EnvStep], _Rows]
+"""Some columns: the first of them, how each is stepped, and their raw actions."""
 
 
 class EnvColumns:
@@ -63,6 +70,7 @@ class EnvColumns:
         self._seeds = list(seeds)
         self._borrowed = borrowed
         self._restarts = Restarts(max_restarts)
+        self._in_rows = max_restarts > 0  # what a lost worker leaves is gone on with at one row
         self._envs: list[Env] = list(made)
         try:
             for index in range(len(made), self.num_envs):
@@ -92,7 +100,7 @@ class EnvColumns:
         self._masks = ActionMasks(self.action_space)
         self._mask_sources: list[MaskSource | None] = [None] * self.num_envs
         self._new = set(range(self.num_envs))  # environments never reset so far
-        self._steps = [env.step for env in self._envs]
+        self._steps: list[_EnvStep] = [env.step for env in self._envs]
         self._episode_seeds: list[int | None] = [None] * self.num_envs
         self._returns = [0.0] * self.num_envs
         self._lengths = [0] * self.num_envs
@@ -103,7 +111,7 @@ class EnvColumns:
         """Write into these arrays from now on."""
         self._buffers = buffers
         mine = slice(self.first, self.first + self.num_envs)
-        self._obs, actions = (
+        self._obs, self._actions = (
             map_tree(lambda array: array[:, mine], tree) for tree in (buffers.obs, buffers.actions)
         )
         self._mask_rows = buffers.masks[:, mine]
@@ -117,7 +125,8 @@ class EnvColumns:
             if seed is not None:
                 self._shown_seeds[index], self._started[index] = seed, -self._lengths[index]
         self._adapter = make_action_adapter(self.action_space, squash=buffers.layout.squash)
-        self._actions_of, self._obs_of = _rows_of(actions), _rows_of(self._obs)
+        self._obs_of = _rows_of(self._obs)
+        self._all = self._share(0, self._steps)
 
     def bookmarks(self) -> list[Bookmark]:
         """The place of every column in its episode."""
@@ -209,16 +218,35 @@ class EnvColumns:
 
     def step(self, t: int) -> None:
         """Take `actions[t]`; where an episode ends, keep its last observation and start anew."""
-        actions = self._adapter.rows(self._adapter(self._actions_of(t)))
+        self._step(self._all, t)
+
+    def parts(self, size: int) -> list[Part]:
+        """The columns, cut at multiples of `size`; all in one if a lost worker may be replaced."""
+        if self._in_rows:
+            return [Part(self.first, self.num_envs, self.step)]
+        bounds = [0, *range(size - self.first % size, self.num_envs, size), self.num_envs]
+        parts = []
+        for start, stop in itertools.pairwise(bounds):
+            step = functools.partial(self._step, self._share(start, self._steps[start:stop]))
+            parts.append(Part(self.first + start, stop - start, step))
+        return parts
+
+    def _share(self, start: int, steps: list[_EnvStep]) -> _Share:
+        own = slice(start, start + len(steps))
+        return start, steps, _rows_of(map_tree(lambda array: array[:, own], self._actions))
+
+    def _step(self, share: _Share, t: int) -> None:
+        start, steps, actions_of = share
+        actions = self._adapter.rows(self._adapter(actions_of(t)))
         obs_rows, rewards = self._obs_of(t + 1), self._rewards[t]
         returns, lengths, progress = self._returns, self._lengths, self._progress
         write, mask_sources = self._layout.write, self._mask_sources
-        columns = enumerate(self._steps)
-        index = -1
-        while index < self.num_envs - 1:
+        columns = enumerate(steps, start)
+        index, last = start - 1, start + len(steps) - 1
+        while index < last:
             try:
                 for index, step in columns:
-                    obs, reward, terminated, truncated, info = step(actions[index])
+                    obs, reward, terminated, truncated, info = step(actions[index - start])
                     rewards[index] = reward = float(reward)
                     returns[index] += reward
                     lengths[index] += 1
@@ -232,7 +260,7 @@ class EnvColumns:
             except EnvError:
                 raise
             except Exception as error:
-                fault = self._fault("step", index, t, error, actions[index])
+                fault = self._fault("step", index, t, error, actions[index - start])
                 self._replace(index, t + 1, fault)
                 self._finals += give_up_row(self._buffers, t, self.first + index)
                 self._reset(index, t + 1)
@@ -254,9 +282,9 @@ class EnvColumns:
 
     def harvest(self) -> Harvest:
         """Hand over the final observations and finished episodes since the last call."""
-        # A row is given up a step after the one whose successor it holds.
-        self._finals.sort(key=lambda final: (final.step, final.env_index))
-        harvest = Harvest(self._finals, self._episodes, self._restarts.take())
+        # In order: a row is given up a step after the one whose successor it holds, and one part
+        # is through with a rollout before the next one begins it.
+        harvest = Harvest.joined([Harvest(self._finals, self._episodes, self._restarts.take())])
         self._finals, self._episodes = [], []
         return harvest
 
@@ -286,7 +314,7 @@ class EnvColumns:
         return fault
 
 
-def _rows_of(tree: Any) -> Callable[[int], Any]:
+def _rows_of(tree: Any) -> _Rows:
     """Rows by their number; plain for a plain array, which is the hot path."""
     if isinstance(tree, np.ndarray):
         return tree.__getitem__

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from ppo.collector.buffers import Buffers
-from ppo.collector.columns import Final, Harvest, draw_seed
+from ppo.collector.columns import Final, Harvest, Part, draw_seed
 from ppo.collector.replay import Bookmark, Place, stream_at
 from ppo.errors import EnvError
 from ppo.rollout import Episode
@@ -184,6 +184,10 @@ class VectorColumns:
                 f"the vector environment raised {type(error).__name__} in {method}: {error}\n\n"
                 f"{traceback.format_exc()}"
             ) from error
+
+    def parts(self, size: int) -> list[Part]:
+        """The columns, which step together."""
+        return [Part(self.first, self.num_envs, self.step)]
 
     def harvest(self) -> Harvest:
         """Hand over the final observations and finished episodes since the last call."""

@@ -92,9 +92,12 @@ class _BoxActions(_ArrayActions):
 
 
 def _bound(bounds: np.ndarray) -> Any:
-    """One number where all are alike: spreading them over the rows takes as long as comparing."""
+    """One number where all are alike: spreading them over the rows takes as long as comparing.
+
+    As an array without axes; a scalar would be made one in every call.
+    """
     alike = bounds.dtype == np.float32 and bounds.size and (bounds == bounds.flat[0]).all()
-    return bounds.flat[0] if alike else bounds
+    return np.array(bounds.flat[0]) if alike else bounds
 
 
 class _NestedActions:

@@ -543,7 +543,7 @@ COLLECTOR = [
     Mutant(
         "an environment after one that raised is not stepped",
         "collector/env_columns.py",
-        "while index < self.num_envs - 1:",
+        "while index < last:",
         "while index < 0:",
         ("restarts",),
     ),
@@ -651,6 +651,20 @@ COLLECTOR = [
         'return infos["final_obs"][column]',
         "return obs[column]",
         ("vector_columns",),
+    ),
+    Mutant(
+        "the fault of a worker is looked for in a group whose turn is still to come",
+        "collector/acting.py",
+        "buffers.progress[part.first : part.first + part.num_envs] = num_steps",
+        "pass",
+        ("worker_faults",),
+    ),
+    Mutant(
+        "what one group of environments leaves comes before all of the next",
+        "collector/env_columns.py",
+        "harvest = Harvest.joined([Harvest(self._finals, self._episodes, self._restarts.take())])",
+        "harvest = Harvest(self._finals, self._episodes, self._restarts.take())",
+        ("workers",),
     ),
     Mutant(
         "what acts in a worker depends on which environments are its own",
