@@ -228,14 +228,40 @@ def test_every_layout_of_an_image_gives_the_same_features():
     assert (encoders[0](first).std(0) > 0).any()
 
 
-def test_the_encoder_sees_pixels_between_zero_and_one():
-    encoder = NatureCNN((3, 40, 44), generator(), 16)
-    obs = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 40, 44), np.uint8))
+def relative_error(numbers, truth):
+    return float((numbers - truth).detach().norm() / truth.detach().norm())
+
+
+def by_definition(encoder, obs):
+    """Features of images `[B, C, H, W]` in double precision, and the parameters they come from."""
+    weights = [p.detach().double().requires_grad_() for p in encoder.parameters()]
     x = obs.double() / 255.0
-    for layer, stride in zip(encoder.convolutions[::2], (4, 2, 1), strict=False):
-        x = torch.relu(nn.functional.conv2d(x, layer.weight.double(), layer.bias.double(), stride))
-    x = torch.relu(nn.functional.linear(x.flatten(1), encoder.linear[0].weight.double()))
-    torch.testing.assert_close(encoder(obs).double(), x, rtol=1e-4, atol=1e-5)
+    for weight, bias, stride in zip(weights[:6:2], weights[1:6:2], (4, 2, 1), strict=True):
+        x = torch.relu(nn.functional.conv2d(x, weight, bias, stride))
+    return torch.relu(nn.functional.linear(x.flatten(1), *weights[6:])), weights
+
+
+# Rounding errors of a half-precision gradient add up on its way back to the first layer.
+@pytest.mark.parametrize(
+    ("precision", "least", "most", "most_of_gradients"),
+    [("float32", 0.0, 1e-5, 1e-5), ("bfloat16", 1e-3, 0.01, 0.2)],
+)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_encoder_sees_pixels_between_zero_and_one_and_rounds_to_its_precision(
+    channels, precision, least, most, most_of_gradients
+):
+    encoder = NatureCNN((channels, 40, 44), generator(), 16, precision)
+    rng = np.random.default_rng(0)
+    obs = torch.from_numpy(rng.integers(0, 256, (64, channels, 40, 44), np.uint8))
+    slopes = torch.from_numpy(rng.standard_normal((64, 16)))
+    features, (truth, weights) = encoder(obs), by_definition(encoder, obs)
+    features.backward(slopes.float())
+    truth.backward(slopes)
+    assert features.dtype == torch.float32
+    assert least <= relative_error(features, truth) <= most
+    for parameter, weight in zip(encoder.parameters(), weights, strict=True):
+        assert parameter.grad.dtype == torch.float32
+        assert least <= relative_error(parameter.grad, weight.grad) <= most_of_gradients
 
 
 @pytest.mark.parametrize("shape", [(3, 35, 64), (64, 35, 3), (35, 35)], ids=str)

@@ -175,8 +175,8 @@ class NatureCNN(nn.Module):
             orthogonal_conv(32, 64, 4, 2, generator),
             nn.ReLU(),
             orthogonal_conv(64, 64, 3, 1, generator),
-            nn.ReLU(),
             nn.Flatten(),
+            nn.ReLU(),  # behind it: the gradient of what is flattened has another order in memory
         )
         with torch.no_grad():
             image = torch.zeros(1, frames * channels, height, width, device=_device(generator))
@@ -194,8 +194,11 @@ class NatureCNN(nn.Module):
             obs = obs.movedim(-1, -3)
         if self._frames > 1:
             obs = obs.flatten(1, 2)  # [B, frames * C, H, W]
-        pixels = obs.to(torch.float32, memory_format=torch.channels_last).div_(255.0)
         half = self.precision == "bfloat16"
+        # Bytes are put in order faster than what they become.
+        last = torch.channels_last
+        images = obs.contiguous(memory_format=last)
+        pixels = images.to(torch.bfloat16 if half else torch.float32, memory_format=last)
         with torch.autocast(obs.device.type, torch.bfloat16, enabled=half):
-            features: Tensor = self.linear(self.convolutions(pixels))
+            features: Tensor = self.linear(self.convolutions(pixels.div_(255.0)))
         return features.float()
