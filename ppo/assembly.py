@@ -51,8 +51,9 @@ def configured_env(env: EnvLike, config: PPOConfig) -> EnvLike:
 
 
 def _chosen_workers(env: EnvLike, config: PPOConfig, policy: Any) -> int | Literal["auto"]:
-    """The configured number of workers; `"auto"` only where it pays for the environment."""
-    shared = chooses_processes(env, config) and acts_in_workers(policy, config.policy)
+    """The configured number of workers; `"auto"` only where it may pay for the environment."""
+    may = acts_in_workers(policy, config.policy) or config.policy.frame_stack > 1
+    shared = chooses_processes(env, config) and may
     return 0 if config.num_workers == "auto" and not shared else config.num_workers
 
 
@@ -90,21 +91,22 @@ def configured_collector(
         device=device,
     )
     collector = open_with(num_workers=(workers := _chosen_workers(env, config, policy)))
-    if workers == "auto" and not _pays_in_workers(collector, policy):
+    if workers == "auto" and not _pays_in_workers(collector, config, policy):
         collector.close()
         collector = open_with(num_workers=0)
     return collector
 
 
-def _pays_in_workers(collector: RolloutCollector, policy: Any) -> bool:
+def _pays_in_workers(collector: RolloutCollector, config: PPOConfig, policy: Any) -> bool:
     """False where the default policy is surely asked at every step and steps may be light.
 
-    It is known only here, as the workers have made the environments.
+    It is known only here, as the workers have made the environments. Images take long to draw.
     """
     obs, actions = collector.observation_space, collector.action_space
     alone = isinstance(obs, spaces.Box) and isinstance(actions, spaces.Box | spaces.Discrete)
     seen = any(map(is_image, leaves(sub_spaces(obs))))
-    return alone or seen or not (policy is None or hasattr(policy, "action_head"))
+    own = not (policy is None or hasattr(policy, "action_head"))
+    return seen or own or (alone and config.policy.frame_stack == 1)
 
 
 def batch_with_advantages(

@@ -11,6 +11,7 @@ from collecting import tensors_of
 from environments import (
     CountingEnv,
     FaultyEnv,
+    ImageEnv,
     RandomSpacesEnv,
     Recorder,
     WalkEnv,
@@ -1234,6 +1235,16 @@ def test_light_environments_are_not_shared_out_where_the_policy_is_asked_at_ever
     agent = PPOAgent(config=PPOConfig(num_envs=2, num_steps=4, num_epochs=1, policy=small))
     agent.learn("Some-v0", 8)
     assert remembering.asked == workers
+
+
+def test_stacks_of_images_are_shared_out_and_stacks_of_numbers_are_not(monkeypatch):
+    remembering = Remembering(monkeypatch)
+    policy = PolicyConfig(cnn_features=4, frame_stack=2)
+    config = PPOConfig(num_envs=2, num_steps=4, num_epochs=1, policy=policy)
+    for name, make in (("Pictures-v0", ImageEnv), ("Numbers-v0", CountingEnv)):
+        monkeypatch.setitem(gymnasium.registry, name, EnvSpec(name, entry_point=make))
+        PPOAgent(config=config).learn(name, 8)
+    assert remembering.asked == ["auto", "auto", 0]
 
 
 def test_a_number_of_workers_is_taken_as_it_is(monkeypatch):

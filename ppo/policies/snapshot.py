@@ -39,9 +39,9 @@ _HALF = np.float32(0.5)
 
 
 def acts_in_workers(policy: object | None, config: PolicyConfig) -> bool:
-    """Whether a policy, or the default one still to be built, pays to be taken to the environments.
+    """Whether a policy, or the default one still to be built, can be taken to the environments.
 
-    For images it does not act there, but then the environments are slow enough to be shared out.
+    That of the default one of images is not known here.
     """
     if policy is None or hasattr(policy, "action_head"):  # the default policy
         plain = config.activation in ("tanh", "relu") and not config.layer_norm
