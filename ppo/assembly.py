@@ -52,9 +52,15 @@ def configured_env(env: EnvLike, config: PPOConfig) -> EnvLike:
 
 def _chosen_workers(env: EnvLike, config: PPOConfig, policy: Any) -> int | Literal["auto"]:
     """The configured number of workers; `"auto"` only where it may pay for the environment."""
-    may = acts_in_workers(policy, config.policy) or config.policy.frame_stack > 1
+    # What is stacked may be images, which is known when the environments are made.
+    stacked = _is_default(policy) and config.policy.frame_stack > 1
+    may = acts_in_workers(policy, config.policy) or stacked
     shared = chooses_processes(env, config) and may
     return 0 if config.num_workers == "auto" and not shared else config.num_workers
+
+
+def _is_default(policy: object) -> bool:
+    return policy is None or hasattr(policy, "action_head")
 
 
 def chooses_processes(env: EnvLike, config: PPOConfig) -> bool:
@@ -90,7 +96,8 @@ def configured_collector(
         seed=seed,
         device=device,
     )
-    collector = open_with(num_workers=(workers := _chosen_workers(env, config, policy)))
+    workers = _chosen_workers(env, config, policy)
+    collector = open_with(num_workers=workers)
     if workers == "auto" and not _pays_in_workers(collector, config, policy):
         collector.close()
         collector = open_with(num_workers=0)
@@ -105,8 +112,7 @@ def _pays_in_workers(collector: RolloutCollector, config: PPOConfig, policy: Any
     obs, actions = collector.observation_space, collector.action_space
     alone = isinstance(obs, spaces.Box) and isinstance(actions, spaces.Box | spaces.Discrete)
     seen = any(map(is_image, leaves(sub_spaces(obs))))
-    own = not (policy is None or hasattr(policy, "action_head"))
-    return seen or own or (alone and config.policy.frame_stack == 1)
+    return seen or not _is_default(policy) or (alone and config.policy.frame_stack == 1)
 
 
 def batch_with_advantages(

@@ -1247,6 +1247,17 @@ def test_stacks_of_images_are_shared_out_and_stacks_of_numbers_are_not(monkeypat
     assert remembering.asked == ["auto", "auto", 0]
 
 
+def test_a_policy_of_the_users_is_not_shared_out_for_what_the_config_stacks(monkeypatch):
+    monkeypatch.setitem(
+        gymnasium.registry, "Numbers-v0", EnvSpec("Numbers-v0", entry_point=CountingEnv)
+    )
+    remembering = Remembering(monkeypatch)
+    stacked = PolicyConfig(frame_stack=2)
+    config = PPOConfig(num_envs=2, num_steps=4, num_epochs=1, policy=stacked)
+    PPOAgent(OwnPolicy(), config=config).learn("Numbers-v0", 8)
+    assert remembering.asked == [0]
+
+
 def test_a_number_of_workers_is_taken_as_it_is(monkeypatch):
     remembering = Remembering(monkeypatch)
     agent = PPOAgent(config=PPOConfig(num_envs=2, num_steps=4, num_epochs=1, num_workers=3))

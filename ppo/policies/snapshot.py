@@ -35,7 +35,6 @@ __all__ = ["acts_in_workers", "snapshot"]
 # Above this many weights in one product, that for a group of environments may use several threads,
 # and arithmetic outweighs overhead: torch then acts for all environments at once.
 _MAX_LAYER = 128 * 64
-_HALF = np.float32(0.5)
 
 
 def acts_in_workers(policy: object | None, config: PolicyConfig) -> bool:
@@ -170,9 +169,9 @@ def _memory(memories: Sequence[Any]) -> LSTM | GRU:
     if kinds == {GRUMemory}:
         of_features = Layers([(given[2], given_bias[2])])
         of_output = Layers([(kept[2], kept_bias[2])])
-        return GRU(_HALF * weights[:2], _HALF * biases[:2], of_features, of_output)
+        return GRU(0.5 * weights[:2], 0.5 * biases[:2], of_features, of_output)
     order = [0, 1, 3, 2]  # i, f, o, g
     weights, biases = weights[order], biases[order]
-    weights[:3] *= _HALF
-    biases[:3] *= _HALF
+    weights[:3] *= 0.5
+    biases[:3] *= 0.5
     return LSTM(weights, biases)
