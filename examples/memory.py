@@ -22,12 +22,10 @@ TASKS = {
         [0, 2],
         200_000,
         PPOConfig(
-            num_steps=128,
+            num_envs=16,
             minibatch_size=256,
             learning_rate={"linear": [1e-3, 0]},
-            gamma=0.98,
-            gae_lambda=0.9,
-            normalize_rewards=False,
+            normalize_advantages="none",
         ),
     ),
     "Pendulum-v1": (
