@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ppo.policies.bodies import MLP
+from ppo.policies.gru_layer import GRULayer
 from ppo.policies.heads import CategoricalHead, GaussianHead
 from ppo.policies.memory import GRUMemory, LSTMMemory
 from ppo.policies.normalizer import ObservationNormalizer
@@ -154,7 +155,7 @@ def _memory(memories: Sequence[Any]) -> LSTM | GRU:
     kinds = {type(memory) for memory in memories}
     _require(len(kinds) == 1 and kinds <= {LSTMMemory, GRUMemory})
     cores = [memory.core for memory in memories]
-    _require(all(type(core) in (nn.LSTM, nn.GRU) and core.bias for core in cores))
+    _require(all(type(core) in (nn.LSTM, GRULayer) and core.bias for core in cores))
     _require(len({(core.input_size, core.hidden_size) for core in cores}) == 1)
     size = cores[0].hidden_size
     _require((cores[0].input_size + size) * size <= _MAX_LAYER)
