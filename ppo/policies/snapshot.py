@@ -166,11 +166,15 @@ def _memory(memories: Sequence[Any]) -> LSTM | GRU:
 
     given, kept = gates("weight_ih_l0"), gates("weight_hh_l0")
     given_bias, kept_bias = gates("bias_ih_l0"), gates("bias_hh_l0")
+    if kinds == {GRUMemory}:  # n in two parts
+        given, given_bias = given[[0, 1, 2, 2]], given_bias[[0, 1, 2, 2]]
+        kept, kept_bias = kept[[0, 1, 2, 2]], kept_bias[[0, 1, 2, 2]]
+        given[3], given_bias[3], kept[2], kept_bias[2] = 0.0, 0.0, 0.0, 0.0
     weights, biases = np.concatenate([given, kept], axis=-2), given_bias + kept_bias
     if kinds == {GRUMemory}:
-        of_features = Layers([(given[2], given_bias[2])])
-        of_output = Layers([(kept[2], kept_bias[2])])
-        return GRU(0.5 * weights[:2], 0.5 * biases[:2], of_features, of_output)
+        weights[:2] *= 0.5
+        biases[:2] *= 0.5
+        return GRU(weights, biases)
     order = [0, 1, 3, 2]  # i, f, o, g
     weights, biases = weights[order], biases[order]
     weights[:3] *= 0.5
