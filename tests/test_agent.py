@@ -256,7 +256,7 @@ LEARNS = """
 import sys, tempfile
 from ppo import PolicyConfig, PPOAgent, PPOConfig
 config = PPOConfig(num_envs=2, num_steps=16, num_epochs=2, minibatch_size=8, num_workers=0)
-for memory in (None, "lstm"):
+for memory in (None, "lstm", "gru"):
     agent = PPOAgent(config=config.replace(policy=PolicyConfig(memory=memory)))
     with tempfile.TemporaryDirectory() as folder:
         agent.learn("CartPole-v1", steps=32).save(folder + "/agent.safetensors")

@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from ppo.policies.bodies import orthogonal_linear, with_memory
+from ppo.policies.gru_layer import GRULayer
 
 __all__ = ["AttentionMemory", "GRUMemory", "LSTMMemory", "SequencesLike", "make_memory"]
 
@@ -139,7 +140,7 @@ class GRUMemory(_Recurrent):
         Cho et al., "Learning Phrase Representations using RNN Encoder–Decoder", 2014.
     """
 
-    _layer = nn.GRU
+    _layer = GRULayer
     _parts = 1
 
     def step(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

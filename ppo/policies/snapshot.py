@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ppo.policies.bodies import MLP
+from ppo.policies.gru_layer import GRULayer
 from ppo.policies.heads import CategoricalHead, GaussianHead
 from ppo.policies.memory import GRUMemory, LSTMMemory
 from ppo.policies.normalizer import ObservationNormalizer
@@ -154,7 +155,7 @@ def _memory(memories: Sequence[Any]) -> LSTM | GRU:
     kinds = {type(memory) for memory in memories}
     _require(len(kinds) == 1 and kinds <= {LSTMMemory, GRUMemory})
     cores = [memory.core for memory in memories]
-    _require(all(type(core) in (nn.LSTM, nn.GRU) and core.bias for core in cores))
+    _require(all(type(core) in (nn.LSTM, GRULayer) and core.bias for core in cores))
     _require(len({(core.input_size, core.hidden_size) for core in cores}) == 1)
     size = cores[0].hidden_size
     _require((cores[0].input_size + size) * size <= _MAX_LAYER)
@@ -165,11 +166,15 @@ def _memory(memories: Sequence[Any]) -> LSTM | GRU:
 
     given, kept = gates("weight_ih_l0"), gates("weight_hh_l0")
     given_bias, kept_bias = gates("bias_ih_l0"), gates("bias_hh_l0")
+    if kinds == {GRUMemory}:  # n in two parts
+        given, given_bias = given[[0, 1, 2, 2]], given_bias[[0, 1, 2, 2]]
+        kept, kept_bias = kept[[0, 1, 2, 2]], kept_bias[[0, 1, 2, 2]]
+        given[3], given_bias[3], kept[2], kept_bias[2] = 0.0, 0.0, 0.0, 0.0
     weights, biases = np.concatenate([given, kept], axis=-2), given_bias + kept_bias
     if kinds == {GRUMemory}:
-        of_features = Layers([(given[2], given_bias[2])])
-        of_output = Layers([(kept[2], kept_bias[2])])
-        return GRU(0.5 * weights[:2], 0.5 * biases[:2], of_features, of_output)
+        weights[:2] *= 0.5
+        biases[:2] *= 0.5
+        return GRU(weights, biases)
     order = [0, 1, 3, 2]  # i, f, o, g
     weights, biases = weights[order], biases[order]
     weights[:3] *= 0.5

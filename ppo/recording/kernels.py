@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["CONSTANTS", "KERNELS", "Step"]
+__all__ = ["CONSTANTS", "KERNELS", "Step", "takes_one_thread"]
 
 Step = tuple[Callable[..., object], Sequence[Any]]
 Kernel = Callable[..., "list[Step] | None"]
@@ -195,12 +195,17 @@ _TERMS_OF_ONE_THREAD = 2**18
 _TERMS_OF_ONE_THREAD_BY_A_VECTOR = 2**15
 
 
+def takes_one_thread(rows: int, inner: int, columns: int) -> bool:
+    """True for a product of matrices, `[rows, inner]` and `[inner, columns]`, for NumPy's BLAS."""
+    limit = _TERMS_OF_ONE_THREAD if min(rows, columns) > 1 else _TERMS_OF_ONE_THREAD_BY_A_VECTOR
+    return rows * inner * columns <= limit
+
+
 def _mm(result: Tensor, x: Tensor, y: Tensor) -> list[Step] | None:
     if not _same_type(result, [x, y]):
         return None
     rows, inner, columns = *x.shape, y.shape[1]
-    limit = _TERMS_OF_ONE_THREAD if min(rows, columns) > 1 else _TERMS_OF_ONE_THREAD_BY_A_VECTOR
-    few = rows * inner * columns <= limit
+    few = takes_one_thread(rows, inner, columns)
     out, *factors = _arrays([result, x, y])
     if few and out.flags.c_contiguous and all(factor.flags.forc for factor in factors):
         return [_written_by(np.dot, out, *factors)]  # the same, and half a microsecond less

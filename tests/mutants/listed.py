@@ -1239,6 +1239,27 @@ MEMORY = [
         ("memory", "recorded_sequences", "tape"),
     ),
     Mutant(
+        "a GRU's slope of r does not know that r gates k",
+        "policies/gru_layer.py",
+        "        np.multiply(other, k, other)\n",
+        "",
+        ("gru_layer",),
+    ),
+    Mutant(
+        "the state of a GRU pulls by its gates alone",
+        "policies/gru_layer.py",
+        "            np.add(carry, kept, carry)\n",
+        "",
+        ("gru_layer",),
+    ),
+    Mutant(
+        "second gradients of a GRU leave out how its gradient depends on it",
+        "policies/gru_layer.py",
+        "if torch.is_grad_enabled():",
+        "if False:",
+        ("gru_layer",),
+    ),
+    Mutant(
         "the padding of short sequences is not removed",
         "policies/memory.py",
         "outputs.flatten(0, 1).index_select(0, places)",
