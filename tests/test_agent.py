@@ -1038,6 +1038,7 @@ CONFIGS = {
     ),
     "momentum": SMALL.replace(optimizer="SGD", optimizer_kwargs={"momentum": 0.9}),
     "nadam": SMALL.replace(optimizer="NAdam", optimizer_kwargs={"betas": [0.8, 0.99]}),
+    "factored": SMALL.replace(optimizer="Adafactor", learning_rates={"critic": Linear(1e-2, 0.0)}),
     "bare": SMALL.replace(optimizer="SGD"),
 }
 

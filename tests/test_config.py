@@ -85,7 +85,6 @@ WRONG = {
         "sgd",
         "LBFGS",
         "SparseAdam",
-        "Muon",
         "Optimizer",
         "lr_scheduler",
     ],
