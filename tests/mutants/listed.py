@@ -1571,6 +1571,13 @@ OPTIONS = [
         ("torch_optimizer",),
     ),
     Mutant(
+        "an unknown environment ends the command like a failure",
+        "cli/commands.py",
+        "except (ConfigError, EnvCreationError, SpaceError) as error:",
+        "except ConfigError as error:",
+        ("cli",),
+    ),
+    Mutant(
         "Muon may be named for vectors",
         "learner/torch_optimizer.py",
         "if parameter.requires_grad and parameter.ndim != 2",
