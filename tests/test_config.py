@@ -910,3 +910,9 @@ def test_the_agent_takes_a_config_and_shows_it():
     agent = PPOAgent(config=config)
     assert agent.config is config
     assert agent.learn(CountingEnv, 1).steps == 8
+
+
+@pytest.mark.parametrize("data", [[1], "gamma", None, 3])
+def test_settings_that_are_no_mapping_are_refused(data):
+    with pytest.raises(ConfigError, match="settings must be a mapping"):
+        PPOConfig.from_dict(data)
