@@ -243,6 +243,11 @@ class PPOConfig:
         if stem not in tuned_names():
             raise NearestError(stem, list(tuned_names()), what="tuned configuration")
         with resources.as_file(_configs() / f"{stem}.yaml") as path:
+            known = cls.from_yaml(path).env
+            if "-v" in name and name != known:
+                raise ConfigError(
+                    f"there is no tuned configuration for {name!r}; {stem!r} is for {known}"
+                )
             return cls.from_yaml(path, overrides)
 
     def to_dict(self) -> dict[str, Any]:

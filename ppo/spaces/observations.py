@@ -104,7 +104,7 @@ class ObservationLayout:
         if (
             isinstance(self.leaves, Leaf)
             and isinstance(obs, tuple)
-            and isinstance(obs[-1], Mapping)
+            and any(isinstance(part, Mapping) for part in obs[-1:])
         ):
             raise ValueError(
                 "the observation came with an info, as reset and step return them; wanted it "
