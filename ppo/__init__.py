@@ -33,7 +33,15 @@ from ppo.distributions import (
 from ppo.errors import PPOError
 from ppo.evaluation import EvaluationResult, evaluate
 from ppo.losses import PPOLoss, approximate_kl, ppo_loss
-from ppo.policies import ActorCritic, Evaluation, Policy, PolicyConfig, make_policy
+from ppo.policies import (
+    ActorCritic,
+    EncoderConfig,
+    Evaluation,
+    Policy,
+    PolicyConfig,
+    make_policy,
+)
+from ppo.policies.state import PolicyState
 from ppo.report import Report
 from ppo.revaluation import revalue
 from ppo.rollout import Batch, Episode, Rollout
@@ -50,6 +58,7 @@ __all__ = [
     "Categorical",
     "Constant",
     "DiagonalGaussian",
+    "EncoderConfig",
     "Episode",
     "Evaluation",
     "EvaluationResult",
@@ -62,6 +71,7 @@ __all__ = [
     "PPOLoss",
     "Policy",
     "PolicyConfig",
+    "PolicyState",
     "Report",
     "RewardScaler",
     "Rollout",

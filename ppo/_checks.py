@@ -38,6 +38,13 @@ def check_above_1(name: str, value: object) -> None:
         raise ValueError(f"{name} is {value!r}, wanted a number above 1; pass {name} > 1")
 
 
+def check_at_least_1(name: str, value: object) -> None:
+    """Raise unless ``value`` is a number of at least 1."""
+    check_number(name, value)
+    if not value >= 1:  # type: ignore[operator]  # NaN too
+        raise ValueError(f"{name} must be at least 1, got {value!r}")
+
+
 def check_number(name: str, value: object) -> None:
     """Raise unless ``value`` is a real number."""
     # bool is a Real, but True given for a coefficient is a slip.

@@ -17,6 +17,7 @@ from torch import nn
 from typing_extensions import Self
 
 from ppo import assembly
+from ppo._checks import check_at_least_1
 from ppo.acting import act
 from ppo.collector import CollectorState, RolloutCollector
 from ppo.config import PPOConfig
@@ -153,8 +154,7 @@ class PPOAgent:
             PPOError: As for `RolloutCollector`, and for an environment with other spaces.
             ValueError: `steps` is below 1.
         """
-        if not steps >= 1:  # NaN too
-            raise ValueError(f"steps must be at least 1, got {steps}")
+        check_at_least_1("steps", steps)
         goal = self.steps + steps
         with (
             assembly.configured_collector(

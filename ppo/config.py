@@ -58,7 +58,8 @@ class PPOConfig:
             `parameter_groups()`: `actor` and `critic`, or `policy` where they share a body.
         adaptive_kl: Scale the step sizes from update to update so that the KL between the policies
             before and after one is about this, in nats; None is off. See `docs/guide/options`.
-        optimizer: `"adam"`, or the name of a class in `torch.optim`, such as `"SGD"`.
+        optimizer: `"adam"`, or the name of a class in `torch.optim`, such as `"SGD"`; which, says
+            `docs/guide/options`.
         optimizer_kwargs: Arguments of that class.
         adam_eps: Denominator floor of `"adam"` (Huang et al. 2022, detail 3).
         weight_decay: Decoupled weight decay of `"adam"`, of all parameters (Loshchilov and Hutter
@@ -242,6 +243,11 @@ class PPOConfig:
         if stem not in tuned_names():
             raise NearestError(stem, list(tuned_names()), what="tuned configuration")
         with resources.as_file(_configs() / f"{stem}.yaml") as path:
+            known = cls.from_yaml(path).env
+            if "-v" in name and name != known:
+                raise ConfigError(
+                    f"there is no tuned configuration for {name!r}; {stem!r} is for {known}"
+                )
             return cls.from_yaml(path, overrides)
 
     def to_dict(self) -> dict[str, Any]:

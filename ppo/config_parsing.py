@@ -190,6 +190,8 @@ def parse_dataclass(cls: type[T], data: Mapping[Any, Any], where: str = "") -> T
     Raises:
         ConfigError: A key is unknown, or a value ill-typed or out of range.
     """
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"settings must be a mapping {{key: value}}, got {data!r}")
     hints = _hints(cast("Any", cls))
     values: dict[str, Any] = {}
     for key, value in data.items():

@@ -272,6 +272,12 @@ def test_learning_and_loading_do_not_wait_for_torchs_compilers_to_be_imported():
 # learn
 
 
+@pytest.mark.parametrize("steps", ["1000", None, [64], True])
+def test_steps_that_are_no_number_are_an_error_that_says_so(steps):
+    with pytest.raises(TypeError, match=r"steps is .*wanted a number"):
+        PPOAgent(config=SMALL).learn(CountingEnv, steps)
+
+
 @pytest.mark.parametrize("steps", [0, -1, -100, float("nan")])
 def test_a_number_of_steps_that_trains_nothing_is_an_error(steps):
     agent = PPOAgent(config=SMALL)
@@ -985,6 +991,14 @@ def test_an_observation_of_another_shape_is_refused(shape):
         agent.act(np.zeros(shape, np.float32))
 
 
+def test_an_observation_with_its_info_is_told_to_be_taken_apart():
+    agent, _ = train(CountingEnv)
+    env = CountingEnv()
+    for given in (env.reset(), env.step(env.action_space.sample())):
+        with pytest.raises(ValueError, match=r"came with an info.*obs, info = env.reset\(\)"):
+            agent.act(given)
+
+
 def test_an_observation_is_not_changed_by_acting_on_it():
     agent, _ = train()
     obs = np.array([2.0, 3.0], np.float32)
@@ -1038,6 +1052,7 @@ CONFIGS = {
     ),
     "momentum": SMALL.replace(optimizer="SGD", optimizer_kwargs={"momentum": 0.9}),
     "nadam": SMALL.replace(optimizer="NAdam", optimizer_kwargs={"betas": [0.8, 0.99]}),
+    "factored": SMALL.replace(optimizer="Adafactor", learning_rates={"critic": Linear(1e-2, 0.0)}),
     "bare": SMALL.replace(optimizer="SGD"),
 }
 

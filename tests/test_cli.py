@@ -194,28 +194,34 @@ def test_a_bad_file_is_one_line_that_names_file_and_line(text, words, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "words"),
+    ("arguments", "words"),
     [
-        (["train", "pendlum"], 2, "'pendlum'; did you mean 'pendulum'"),
-        (["train", "missing.yaml"], 2, "no file 'missing.yaml'"),
-        (["train", "missing/my.yaml"], 2, "missing/my.yaml cannot be read"),
-        (["train", "cartpole", "stepz=3"], 2, "'stepz'; did you mean 'steps'"),
-        (["train", "cartpole", "steps=many"], 2, "steps must be .*got 'many'"),
-        (["train", "cartpole", "steps=0"], 2, "steps must be at least 1, got 0"),
-        (["train", "cartpole", "nonsense"], 2, "key=value, got 'nonsense'"),
-        (["train", "cartpole", "--nonsense"], 2, "--nonsense; see `ppo train --help`"),
-        (["evaluate", "run", "steps=3"], 2, "steps=3; see `ppo evaluate --help`"),
-        (["train", "cartpole", "seed=x"], 2, "seed must be a whole number .* got 'x'"),
-        (["train", "cartpole", "seed=1", "--seed", "2"], 2, "seed is given twice"),
-        (["train", "cartpole", "--name", "../x"], 2, "plain folder name"),
-        (["resume", "missing"], 1, "'missing': there is no such folder"),
-        (["evaluate", "missing"], 1, "'missing': there is no such folder"),
-        (["play", "missing"], 1, "'missing': there is no such folder"),
-        (["plot", "."], 1, "it is no run folder"),
+        (["train", "pendlum"], "'pendlum'; did you mean 'pendulum'"),
+        (["train", "missing.yaml"], "no file 'missing.yaml'"),
+        (["train", "missing/my.yaml"], "missing/my.yaml cannot be read"),
+        (["train", "cartpole", "stepz=3"], "'stepz'; did you mean 'steps'"),
+        (["train", "cartpole", "steps=many"], "steps must be .*got 'many'"),
+        (["train", "cartpole", "steps=0"], "steps must be at least 1, got 0"),
+        (["train", "cartpole", "nonsense"], "key=value, got 'nonsense'"),
+        (["train", "cartpole", "--nonsense"], "--nonsense; see `ppo train --help`"),
+        (["evaluate", "run", "steps=3"], "steps=3; see `ppo evaluate --help`"),
+        (["train", "cartpole", "seed=x"], "seed must be a whole number .* got 'x'"),
+        (["train", "cartpole", "seed=1", "--seed", "2"], "seed is given twice"),
+        (["train", "cartpole", "--name", "../x"], "plain folder name"),
+        (["resume", "missing"], "'missing': there is no such folder"),
+        (["evaluate", "missing"], "'missing': there is no such folder"),
+        (["play", "missing"], "'missing': there is no such folder"),
+        (["export", "missing"], "'missing': there is no such folder"),
+        (["plot", "."], "it is no run folder"),
+        (["resume", __file__], "it is a file, not a run folder"),
+        (["train", "cartpole", "--out", __file__], "no folder for runs"),
+        (["train", "cartpole", "--out", f"{__file__}/runs"], "no folder for runs"),
+        (["check", "missing.py"], "no Python file 'missing.py'"),
+        (["check", "--only", "nonsense"], "no probe 'nonsense'"),
     ],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing(arguments, status, words, capsys):
-    assert main(arguments) == status
+def test_a_mistake_is_one_line_and_leaves_nothing(arguments, words, capsys):
+    assert main(arguments) == 2
     assert_one_error(capsys, words)
     assert not any(Path().iterdir())
 
@@ -238,10 +244,61 @@ def test_wrong_usage_is_shown_the_right_one(arguments, words, capsys):
     assert words in err.splitlines()[-1]
 
 
-def test_an_unknown_environment_is_named_and_leaves_no_run(capsys):
-    assert main(["train", yaml("env: CratPole-v1\nsteps: 64\n")]) == 1
-    assert_one_error(capsys, "'CratPole-v1'.*CartPole", before=1)
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["env=CratPole-v1"], "'CratPole-v1'.*CartPole"),
+        (["env=no_module:CartPole-v1"], "No module named 'no_module'"),
+        (["env_kwargs={lenght: 3}"], "does not take the arguments {'lenght': 3}"),
+        (["env_kwargs={lenght: 3}", "num_workers=2"], "does not take the arguments {'lenght': 3}"),
+        (["wrappers=[{TimeLimit: {steps: 3}}]"], r"TimeLimit\({'steps': 3}\) failed"),
+        (["env=Words-v0"], "Text"),
+        (["policy.encoders={arm: {kind: mlp}}"], "'arm' leads nowhere"),
+        (["learning_rates.encoder=1e-3"], "'encoder'.*it has actor, critic"),
+        (["optimizer=Muon"], "matrices only"),
+    ],
+)
+def test_what_only_the_environment_tells_is_named_and_leaves_no_run(
+    settings, words, register, capsys
+):
+    register("Words-v0", WordsEnv)
+    assert main(["train", "cartpole", *TINY, *settings]) == 2
+    assert_one_error(capsys, words, before=1)
     assert not any(Path("runs").iterdir())
+
+
+class WordsEnv(CountingEnv):
+    observation_space = gymnasium.spaces.Text(5)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["play", "--video", "out.txt"], r"must end in .mp4 or .gif, got 'out.txt'"),
+        (["play", "--video", "missing/out.gif"], "no folder 'missing' to put out.gif in"),
+        (["plot", "--out", "out.txt"], "'out.txt': Format 'txt' is not supported"),
+        (["plot", "--out", "missing/out.png"], "no folder 'missing' to put out.png in"),
+        (["export", "--out", "out.txt"], "path ends in '.txt', wanted '.onnx', '.pt2'"),
+        (["export", "--out", "missing/out.pt2"], "no folder 'missing' to put out.pt2 in"),
+    ],
+)
+def test_a_file_that_cannot_be_is_named_before_the_work(command, words, trained, capsys):
+    name, *options = command
+    assert main([name, str(trained), *options]) == 2
+    assert_one_error(capsys, words)
+    assert not any(Path().iterdir())
+
+
+def test_a_name_that_is_taken_is_wrong_usage(trained, capsys):
+    words = ["--out", str(trained.parent), "--name", "run"]
+    assert main([*TRAIN, *words]) == 2
+    assert_one_error(capsys, "run exists already; choose another name")
+
+
+def test_a_file_is_offered_whose_ending_was_left_out(capsys):
+    Path("mine.yaml").write_text(BAD)
+    assert main(["train", "mine"]) == 2
+    assert_one_error(capsys, "unknown tuned configuration 'mine'.*the file mine.yaml")
 
 
 def assert_one_error(capsys, words, before=0):
@@ -490,12 +547,6 @@ def test_export_writes_both_files_into_the_run_folder(copied, capsys):
     written = [copied / "policy.onnx", copied / "policy.pt2"]
     assert capsys.readouterr().out == "".join(f"exported: {path}\n" for path in written)
     assert all(path.stat().st_size > 0 for path in written)
-
-
-def test_export_to_an_unknown_ending_is_wrong_usage(trained, capsys):
-    assert main(["export", str(trained), "--out", "policy.txt"]) == 2
-    assert "wanted '.onnx', '.pt2'" in capsys.readouterr().err
-    assert not Path("policy.txt").exists()
 
 
 def test_a_missing_extra_is_named(trained, capsys, monkeypatch):

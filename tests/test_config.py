@@ -85,7 +85,6 @@ WRONG = {
         "sgd",
         "LBFGS",
         "SparseAdam",
-        "Muon",
         "Optimizer",
         "lr_scheduler",
     ],
@@ -911,3 +910,15 @@ def test_the_agent_takes_a_config_and_shows_it():
     agent = PPOAgent(config=config)
     assert agent.config is config
     assert agent.learn(CountingEnv, 1).steps == 8
+
+
+def test_another_version_of_an_environment_has_no_tuned_configuration():
+    assert PPOConfig.tuned("CartPole-v1") == PPOConfig.tuned("cartpole")
+    with pytest.raises(ConfigError, match="for 'CartPole-v2'; 'cartpole' is for CartPole-v1"):
+        PPOConfig.tuned("CartPole-v2")
+
+
+@pytest.mark.parametrize("data", [[1], "gamma", None, 3])
+def test_settings_that_are_no_mapping_are_refused(data):
+    with pytest.raises(ConfigError, match="settings must be a mapping"):
+        PPOConfig.from_dict(data)

@@ -2,9 +2,10 @@
 
 import importlib
 import inspect
+import pkgutil
 import re
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -29,7 +30,7 @@ MODULES = [
 ]
 MODULES += ["probes", "probes.environments"]
 # Users are handed these; they don't make them.
-GIVEN = {"ActorCritic", "EvaluationResult", "Report", "Rollout"}
+GIVEN = {"ActorCritic", "EvaluationResult", "PolicyState", "Report", "Rollout"}
 FUNCTIONS = [name for name in ppo.__all__ if inspect.isfunction(getattr(ppo, name))]
 CLASSES = [name for name in ppo.__all__ if inspect.isclass(getattr(ppo, name))]
 
@@ -97,6 +98,62 @@ def test_every_public_method_has_a_docstring(name):
     ]
     for method in methods:
         assert inspect.getdoc(getattr(method, "__func__", method)), method
+
+
+def classes_in(hint):
+    """The classes that an annotation names, at any depth."""
+    if inspect.isclass(hint):
+        yield hint
+    for argument in get_args(hint):
+        for part in argument if isinstance(argument, list) else [argument]:
+            yield from classes_in(part)
+
+
+def annotations(name):
+    """Annotations of what a public name takes, holds and returns."""
+    thing = getattr(ppo, name)
+    members = [thing]
+    if inspect.isclass(thing):
+        members += [
+            getattr(member, "fget", None) or getattr(member, "__func__", member)
+            for attribute, member in vars(thing).items()
+            if attribute in ("__init__", "__call__") or not attribute.startswith("_")
+        ]
+    for member in members:
+        if inspect.isclass(member) or inspect.isfunction(member):
+            yield from get_type_hints(member, localns=KNOWN).items()
+
+
+def known():
+    """What annotations that are texts may name: whatever some module of the library knows."""
+    names = {}
+    for module in pkgutil.walk_packages(ppo.__path__, "ppo."):
+        if not module.name.endswith("__main__"):
+            names |= vars(importlib.import_module(module.name))
+    return names | {"Env": Any, "EnvLike": Any}  # texts themselves, which no union takes
+
+
+KNOWN = known()
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES])
+def test_whatever_a_public_name_takes_or_returns_is_documented(name):
+    there = {full.rpartition(".")[2] for full in documented()}
+    named = {
+        cls.__name__
+        for argument, hint in annotations(name)
+        if not argument.startswith("_")
+        for cls in classes_in(hint)
+        if cls.__module__.partition(".")[0] == "ppo"
+    }
+    assert named <= there
+
+
+def test_annotations_are_looked_through():
+    named = {cls for _, hint in annotations("RolloutCollector") for cls in classes_in(hint)}
+    assert {ppo.Rollout, ppo.Policy, KNOWN["CollectorState"]} <= named
+    named = {cls for _, hint in annotations("PPOAgent") for cls in classes_in(hint)}
+    assert {ppo.PPOConfig, ppo.PolicyState, ppo.Report} <= named
 
 
 def test_every_setting_is_documented_with_its_group():

@@ -1,6 +1,7 @@
 """Any space, any memory, any mask: random combinations, each taken through the whole library."""
 
 import copy
+import dataclasses
 import os
 import tempfile
 from pathlib import Path
@@ -15,8 +16,9 @@ from space_strategies import action_spaces, observation_spaces
 
 from ppo import PolicyConfig, PPOAgent, PPOConfig, RolloutCollector
 from ppo.frames import to_tensor
-from ppo.spaces import sub_spaces
-from ppo.trees import leaves, map_tree
+from ppo.policies.bodies import ACTIVATIONS
+from ppo.spaces import is_image, sub_spaces
+from ppo.trees import leaves, leaves_with_paths, map_tree
 
 # A longer profile by hand: PPO_COMBINATIONS=5000 pytest tests/test_every_combination.py
 DRAWS = int(os.environ.get("PPO_COMBINATIONS", "300"))
@@ -29,24 +31,75 @@ def families(space):
     return ["gaussian", "gsde", *(["squashed", "beta"] if bounded else [])]
 
 
+def kinds(space):
+    """Encoders that fit a leaf; those that have a width come last."""
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return ["one_hot", "embedding", "mlp"]
+    return ["flat", "mlp", "cnn"] if is_image(space) else ["flat", "mlp"]
+
+
+@st.composite
+def encoders(draw, space):
+    """The usual encoder or any other that fits, of any width, for each leaf."""
+    chosen = {}
+    for path, leaf in leaves_with_paths(sub_spaces(space)):
+        kind = draw(st.sampled_from([None, *kinds(leaf)]))
+        has_width = kind in ("embedding", "mlp", "cnn")
+        width = draw(st.sampled_from([None, 1, 3])) if has_width else None
+        if kind is not None or draw(st.booleans()):
+            chosen[path] = {"kind": kind, "features": width}
+    return chosen
+
+
+@st.composite
+def hidden_from_actors(draw, space):
+    """Leaves and groups of leaves, so that the actor still sees something."""
+    paths = [path for path, _ in leaves_with_paths(sub_spaces(space))]
+    first = draw(st.sampled_from(paths))  # is seen
+    parts = {
+        "/".join(path.split("/")[: n + 1]) for path in paths for n in range(path.count("/") + 1)
+    }
+    may_be = [part for part in sorted(parts) if part != first and not first.startswith(f"{part}/")]
+    return tuple(draw(st.lists(st.sampled_from(may_be), unique=True)) if may_be else ())
+
+
+@st.composite
+def policy_options(draw, observation_space, action_space):
+    """Every option of a policy."""
+    distribution, shared = draw(st.sampled_from(families(action_space))), draw(st.booleans())
+    sizes = st.sampled_from([(), (5,), (4, 3)])
+    low, first, high = draw(st.sampled_from([(-5.0, -0.5, 2.0), (-1.0, 0.5, 0.5), (0.0, 0.0, 0.0)]))
+    return {
+        "hidden_sizes": draw(sizes),
+        "critic_hidden_sizes": None if shared else draw(st.none() | sizes),
+        "activation": draw(st.sampled_from(sorted(ACTIVATIONS))),
+        "layer_norm": draw(st.booleans()),
+        "shared": shared,
+        "encoders": draw(encoders(observation_space)),
+        "critic_only": () if shared else draw(hidden_from_actors(observation_space)),
+        "cnn_features": 8,
+        "precision": draw(st.sampled_from(["float32", "bfloat16"])),
+        "frame_stack": draw(st.sampled_from([1, 1, 2, 3])),
+        "memory": draw(st.sampled_from([None, "lstm", "gru", "attention"])),
+        "memory_window": draw(st.sampled_from([2, 5])),
+        "memory_size": 4,
+        "memory_steps": draw(st.sampled_from([1, 3, 16])),
+        "distribution": distribution,
+        "state_dependent_std": distribution in ("gaussian", "squashed") and draw(st.booleans()),
+        "gsde_steps": draw(st.sampled_from([None, 2])),
+        "log_std_init": first,
+        "log_std_min": low,
+        "log_std_max": high,
+        "output_gain": draw(st.sampled_from([0.01, 1.0])),
+        "normalize_observations": draw(st.booleans()),
+        "observation_clip": draw(st.sampled_from([1.0, 10.0])),
+    }
+
+
 @st.composite
 def combinations(draw):
     observation_space, action_space = draw(observation_spaces), draw(action_spaces)
-    policy = PolicyConfig(
-        hidden_sizes=draw(st.sampled_from([(), (5,), (4, 3)])),
-        activation=draw(st.sampled_from(["tanh", "relu"])),
-        layer_norm=draw(st.booleans()),
-        shared=draw(st.booleans()),
-        cnn_features=8,
-        frame_stack=draw(st.sampled_from([1, 1, 2, 3])),
-        memory=draw(st.sampled_from([None, "lstm", "gru", "attention"])),
-        memory_window=draw(st.sampled_from([2, 5])),
-        memory_size=4,
-        memory_steps=draw(st.sampled_from([1, 3, 16])),
-        distribution=draw(st.sampled_from(families(action_space))),
-        gsde_steps=draw(st.sampled_from([None, 2])),
-        normalize_observations=draw(st.booleans()),
-    )
+    policy = PolicyConfig(**draw(policy_options(observation_space, action_space)))
     config = PPOConfig(
         num_envs=draw(st.integers(1, 3)),
         num_steps=draw(st.integers(1, 12)),
@@ -65,21 +118,25 @@ def rounding(policy, rollout):
     """By how much log-probabilities and values change with the weights' last bit, `[T, N]` each.
 
     Where features of some hundreds cancel and the rest is normalised, that is a thousand times the
-    last bit of the result, and so is what another order of the same sums changes.
+    last bit of the result, and so is what another order of the same sums changes. Weights change
+    one by one, which finds what cancels, and row by row, which finds how much depends on the last
+    bit of a whole sum; by more than a bit each, as half a bit may be rounded away again.
     """
     (batch,) = rollout.flatten().parts(10**6)
     exact = policy.evaluate(batch.obs, batch.actions, **batch.context)
     most = torch.zeros_like(exact.values), torch.zeros_like(exact.values)
+    bits = 8.0
     for seed in range(8):
         generator, other = torch.Generator().manual_seed(seed), copy.deepcopy(policy)
         for parameter in other.parameters():
-            parameter *= 1.0 + 2.0**-24 * (
-                2.0 * torch.rand(parameter.shape, generator=generator) - 1.0
-            )
+            row = (len(parameter), *[1] * (parameter.ndim - 1))
+            for shape in (parameter.shape, row):
+                some = 2.0 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1.0
+                parameter.copy_(parameter * (1.0 + bits * 2.0**-24 * some))
         new = other.evaluate(batch.obs, batch.actions, **batch.context)
         for largest, one, two in zip(most, new[::2], exact[::2], strict=True):
             torch.maximum(largest, (one - two).abs(), out=largest)
-    return [rollout.unflatten(10.0 * largest) for largest in most]
+    return [rollout.unflatten(10.0 / bits * largest) for largest in most]
 
 
 @torch.no_grad()
@@ -137,6 +194,12 @@ def holds(law, policy, rollout):
     return law(policy, rollout, nothing, nothing) or law(
         policy, rollout, *rounding(policy, rollout)
     )
+
+
+@settings(max_examples=1, database=None)
+@given(policy_options(spaces.Discrete(2), spaces.Discrete(2)))
+def test_no_option_of_a_policy_is_left_out(options):
+    assert options.keys() == {field.name for field in dataclasses.fields(PolicyConfig)}
 
 
 def finite(module):

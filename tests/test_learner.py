@@ -443,7 +443,7 @@ def test_every_option_changes_how_a_policy_learns(make, settings, update):
     assert not torch.allclose(*ends)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "SGD"])
+@pytest.mark.parametrize("optimizer", ["adam", "SGD", "Adafactor"])
 def test_a_group_learns_at_its_own_rate_and_the_others_do_not_notice(optimizer):
     trained = []
     for own in ({}, {"critic": 0.0}):

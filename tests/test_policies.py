@@ -9,6 +9,7 @@ from known_policies import CountPolicy, observations, trained_like
 from policy_setup import ACTIONS, IMAGE, PAIR, PLANE, SMALL_CNN, THREE, generator, global_randomness
 from torch import nn
 
+from ppo.config import PPOConfig
 from ppo.errors import ConfigError, PPOError, SpaceError
 from ppo.policies import (
     MLP,
@@ -451,3 +452,9 @@ def test_a_setting_out_of_range_is_named(settings, culprit):
         PolicyConfig(**settings)
     assert isinstance(caught.value, PPOError)
     assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("config", [PPOConfig(), {"memory": "lstm"}, None])
+def test_a_config_of_another_kind_is_refused(config):
+    with pytest.raises(TypeError, match=r"must be a PolicyConfig, got \w+; .*config.policy"):
+        make_policy(PLANE, THREE, config)

@@ -332,6 +332,13 @@ def test_the_default_policy_solves_it(name):
     assert result.seconds < 30.0
 
 
+@pytest.mark.parametrize("memory", ["gru", "attention"])  # the default is an LSTM
+def test_every_memory_solves_the_maze_with_locked_doors(memory):
+    config = PolicyConfig(hidden_sizes=(16,), memory=memory, memory_size=16, memory_window=8)
+    result = find("memory-and-mask").run(lambda *spaces: make_policy(*spaces, config))
+    assert result.outcome == "solved", str(result)
+
+
 def test_a_result_depends_on_its_seed_alone():
     before = global_randomness()
     probe = dataclasses.replace(find("seen-reward"), steps=128)

@@ -7,24 +7,45 @@ from small_policies import assert_bitwise_equal, build, improve, make_batch, mak
 from torch import nn
 
 from ppo.errors import ConfigError, NonFiniteError
-from ppo.learner.torch_optimizer import UNFIT, TorchOptimizer, check_options, optimizer_names
+from ppo.learner.torch_optimizer import (
+    UNFIT,
+    TorchOptimizer,
+    check_options,
+    check_parameters,
+    optimizer_names,
+)
 
 KINDS = {name: (name, {}) for name in optimizer_names()} | {
     "momentum": ("SGD", {"momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1}),
     "centred": ("RMSprop", {"centered": True, "momentum": 0.9, "alpha": 0.9}),
     "amsgrad": ("AdamW", {"amsgrad": True, "betas": [0.8, 0.9]}),
+    "factored": ("Adafactor", {"weight_decay": 0.1, "beta2_decay": -0.5}),
+    "orthogonal": ("Muon", {"momentum": 0.5, "adjust_lr_fn": "match_rms_adamw"}),
 }
 each = pytest.mark.parametrize(("name", "options"), KINDS.values(), ids=KINDS)
 SLOW = {"Adadelta": 1.0, "Rprop": 1e-2}  # what these take for an ordinary step
+BY_SHAPE = [(name, options) for name, options in KINDS.values() if name in ("Adafactor", "Muon")]
 
 
 def learner_with(policy, name, options, **settings):
     return make_learner(policy, optimizer=name, optimizer_kwargs=options, **settings)
 
 
-def small_networks():
+def fits(name, parameter):
+    return name != "Muon" or parameter.ndim == 2
+
+
+def policy_for(name, seed=0):
+    policy = build(seed=seed)
+    for parameter in policy.parameters():
+        parameter.requires_grad_(fits(name, parameter))
+    return policy
+
+
+def small_networks(name):
     torch.manual_seed(0)
-    layers = nn.ModuleList([nn.Linear(3, 5), nn.Linear(5, 2), nn.Linear(3, 1)])
+    sizes = [(3, 5), (5, 2), (3, 1)]
+    layers = nn.ModuleList([nn.Linear(*size, bias=name != "Muon") for size in sizes])
     actor = [*layers[0].parameters(), *layers[1].parameters()]
     return layers, {"actor": actor, "critic": [*layers[2].parameters()]}
 
@@ -42,8 +63,8 @@ def test_every_optimizer_of_torch_is_offered_or_refused_with_a_reason():
 @each
 @pytest.mark.parametrize("max_norm", [0.1, 1e6])
 def test_a_vector_is_stepped_as_its_parameters_would_be(name, options, max_norm):
-    ours, our_groups = small_networks()
-    theirs, their_groups = small_networks()
+    ours, our_groups = small_networks(name)
+    theirs, their_groups = small_networks(name)
     before = [p.detach().clone() for p in theirs.parameters()]
     flat = TorchOptimizer(our_groups, name, options)
     plain = getattr(torch.optim, name)(
@@ -71,13 +92,13 @@ def test_a_vector_is_stepped_as_its_parameters_would_be(name, options, max_norm)
 def test_it_goes_on_exactly_from_its_state_dict(name, options):
     trained = []
     for interrupted in (False, True):
-        policy = build(seed=3)
+        policy = policy_for(name, seed=3)
         learner = learner_with(policy, name, options)
         improve(learner, make_batch(policy, seed=1))
         if interrupted:
             state, weights = learner.state_dict(), copy.deepcopy(policy.state_dict())
             improve(learner, make_batch(policy, seed=9))  # must not reach into the copies
-            policy = build(seed=4)
+            policy = policy_for(name, seed=4)
             policy.load_state_dict(weights)
             learner = learner_with(policy, name, options)
             learner.load_state_dict(state)
@@ -89,7 +110,7 @@ def test_it_goes_on_exactly_from_its_state_dict(name, options):
 @each
 @pytest.mark.parametrize("updates", [0, 1])
 def test_a_failed_update_changes_nothing(name, options, updates):
-    policy = build()
+    policy = policy_for(name)
     learner = learner_with(policy, name, options)
     for number in range(updates):
         improve(learner, make_batch(policy, seed=number))
@@ -101,7 +122,7 @@ def test_a_failed_update_changes_nothing(name, options, updates):
         improve(learner, batch.replace(returns=bad))
     assert_bitwise_equal(parts(policy, learner), before)
     trained = []
-    for one in (policy, build()):
+    for one in (policy, policy_for(name)):
         own = learner if one is policy else learner_with(one, name, options)
         for number in range(updates if one is not policy else 0):
             improve(own, make_batch(one, seed=number))
@@ -132,44 +153,92 @@ def test_the_state_of_another_optimizer_is_refused_whole(damage):
     assert_bitwise_equal(parts(policy, learner), before)
 
 
-def vectors(learner):
+def kept(learner):
     """What the optimizer keeps of every parameter, by the parameter's id."""
     optimizer = learner._optimizer
-    states = optimizer._states()
-    kinds = [kind for kind, tensor in states[0].items() if tensor.ndim]
-    rows = optimizer._split(*([state[kind] for state in states] for kind in kinds))
-    return {id(p): torch.cat([torch.empty(0), *state]) for p, *state in rows}
+    states = optimizer._by_parameter(optimizer._states())
+    return {key: {kind: x.clone() for kind, x in state.items()} for key, state in states}
 
 
 @each
 def test_what_is_frozen_and_released_leaves_all_others_alone(name, options):
-    policy = build()
+    policy = policy_for(name)
     learner = learner_with(policy, name, options)
     rate = SLOW.get(name, 1e-3)
     improve(learner, make_batch(policy), learning_rate=rate)
-    before, scalars = vectors(learner), learner.state_dict()
-    body = {id(parameter) for parameter in policy.actor_body.parameters()}
+    before = kept(learner)
+    body = [parameter for parameter in policy.actor_body.parameters() if fits(name, parameter)]
     policy.actor_body.requires_grad_(False)
     learner._take_up_changes()
-    assert vectors(learner).keys() == before.keys() - body
-    for key, state in vectors(learner).items():
-        assert torch.equal(state, before[key])
-    for key, tensor in learner.state_dict().items():
-        if tensor.ndim == 0:
-            assert torch.equal(tensor, scalars[key])
+    assert kept(learner).keys() == before.keys() - set(map(id, body))
+    for key, state in kept(learner).items():
+        assert_bitwise_equal(state, before[key])
 
     frozen = policy.actor_body.state_dict()
     weights = {key: tensor.clone() for key, tensor in frozen.items()}
     improve(learner, make_batch(policy, seed=1), learning_rate=rate)
     assert_bitwise_equal(policy.actor_body.state_dict(), weights)
-    kept = vectors(learner)
-    policy.actor_body.requires_grad_(True)
+    held = kept(learner)
+    for parameter in body:
+        parameter.requires_grad_(True)
     learner._take_up_changes()
-    after = vectors(learner)
+    after = kept(learner)
     assert after.keys() == before.keys()
-    assert all(torch.equal(after[key], state) for key, state in kept.items())
+    for key, state in held.items():
+        assert_bitwise_equal(after[key], state)
     improve(learner, make_batch(policy, seed=2), learning_rate=rate)
     assert not torch.equal(policy.actor_body[1].weight, weights["1.weight"])
+
+
+@pytest.mark.parametrize(("name", "options"), BY_SHAPE)
+def test_one_that_looks_at_shapes_keeps_a_state_of_every_parameter(name, options):
+    policy = policy_for(name)
+    learner = learner_with(policy, name, options)
+    improve(learner, make_batch(policy))
+    groups = policy.parameter_groups()
+    state = learner.state_dict()
+    numbers = {
+        group: {key.split(".")[1] for key in state if key.startswith(group)} for group in groups
+    }
+    for group, members in groups.items():
+        assert len(numbers[group]) == sum(parameter.requires_grad for parameter in members)
+    # Released, a parameter begins anew, whatever the others have counted.
+    weight = policy.actor_body[1].weight
+    weight.requires_grad_(False)
+    improve(learner, make_batch(policy))
+    weight.requires_grad_(True)
+    learner._take_up_changes()
+    for kind, tensor in kept(learner)[id(weight)].items():
+        assert (tensor == (kind == "step")).all()
+
+
+@pytest.mark.parametrize("name", ["Adafactor", "SGD"])
+def test_a_parameter_of_no_dimension_is_taken_over_like_any_other(name):
+    alone, other = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.ones(2, 2))
+    options = {"momentum": 0.9} if name == "SGD" else {}
+    optimizer = TorchOptimizer({"all": [alone, other]}, name, options)
+    alone.grad.fill_(3.0)
+    other.grad.fill_(5.0)
+    optimizer.step(1e-3, 1e6)
+    heir = TorchOptimizer({"all": [alone, other]}, name, options)
+    heir.take_over(optimizer)
+    assert_bitwise_equal(heir.state_dict(), optimizer.state_dict())
+    assert any((tensor != 0).any() for tensor in heir.state_dict().values())
+
+
+@pytest.mark.parametrize("name", ["Adafactor", "SGD"])
+def test_gradients_and_parameters_in_their_shapes_are_those_of_the_flat_vectors(name):
+    layers, groups = small_networks(name)
+    optimizer = TorchOptimizer(groups, name, {})
+    before = [vector.clone() for vector in optimizer.parameters]
+    for vector in optimizer.gradients:
+        vector.normal_(generator=torch.Generator().manual_seed(0))
+    layers.double().float()  # what moves parameters elsewhere
+    optimizer.bind()
+    optimizer.step(0.1, 1e6)
+    for members, vector, old in zip(optimizer.networks, optimizer.parameters, before, strict=True):
+        assert not torch.equal(vector, old)
+        assert torch.equal(torch.cat([p.detach().reshape(-1) for p in members]), vector)
 
 
 def test_an_optimizer_that_has_not_stepped_has_nothing_to_hand_over():
@@ -181,9 +250,22 @@ def test_an_optimizer_that_has_not_stepped_has_nothing_to_hand_over():
 
 
 @pytest.mark.parametrize("name", UNFIT)
-def test_an_optimizer_that_needs_more_than_flat_gradients_is_refused_with_the_reason(name):
+def test_an_optimizer_that_needs_more_than_gradients_is_refused_with_the_reason(name):
     with pytest.raises(ConfigError, match=rf"{name} cannot be used here: .*take adam"):
         check_options(name, {})
+
+
+def test_muon_is_refused_with_the_names_of_what_is_no_matrix():
+    check_options("Muon", {"momentum": 0.9})
+    policy = build()
+    with pytest.raises(ConfigError, match=r"matrices only.* actor_body\.1\.bias \[8\], .*freeze"):
+        learner_with(policy, "Muon", {})
+    for name in ("adam", "Adafactor", "SGD"):
+        check_parameters(name, policy)
+    learner = learner_with(policy_for("Muon"), "Muon", {})
+    learner._policy.actor_body.requires_grad_(True)
+    with pytest.raises(ConfigError, match=r"the policy has actor_body\.1\.bias \[8\]; freeze"):
+        learner._take_up_changes()
 
 
 @pytest.mark.parametrize(

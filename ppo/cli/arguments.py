@@ -24,7 +24,8 @@ examples:
   ppo plot runs/pendulum-*                         several seeds in one picture
   ppo check my_policy.py                           can this policy learn? tiny tasks tell
 
-exit status: 0 done, 1 failed, 2 wrong usage or configuration, 130 after Ctrl-C, 143 after SIGTERM
+exit status: 0 done, 1 failed, 2 wrong usage, configuration or environment, 130 after Ctrl-C, 143
+after SIGTERM
 """
 
 

@@ -16,12 +16,13 @@ from typing import Any
 from ppo.agent import PPOAgent
 from ppo.cli.arguments import natural, parse_arguments
 from ppo.cli.checking import check
+from ppo.cli.folders import check_folder_of
 from ppo.cli.playing import open_video, open_window, play
 from ppo.cli.plotting import plot_runs
 from ppo.cli.runs import RunFolder, target_return
 from ppo.cli.stop_signals import StopSignals
 from ppo.config import PPOConfig, tuned_names
-from ppo.errors import CheckpointError, ConfigError, PPOError
+from ppo.errors import CheckpointError, ConfigError, EnvCreationError, PPOError, SpaceError
 from ppo.policies.state import frame_stack_of, state_size_of
 from ppo.report import Report
 
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except ConfigError as error:
+    except (ConfigError, EnvCreationError, SpaceError) as error:  # another try would end the same
         _say(f"error: {' '.join(str(error).split())}")
         return 2
     except (PPOError, OSError) as error:
@@ -233,8 +234,10 @@ def _play(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     run = RunFolder.open(args.run)
+    out = Path(args.out or run.path / "policy")
+    check_folder_of(out)
     try:
-        paths = run.load(warn=_warn).export(args.out or run.path / "policy", masked=args.masked)
+        paths = run.load(warn=_warn).export(out, masked=args.masked)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     for path in paths:
@@ -271,6 +274,8 @@ def _read_config(name: str, overrides: Sequence[str]) -> PPOConfig:
     try:
         return PPOConfig.tuned(name, overrides)
     except ConfigError as error:
+        if Path(f"{name}.yaml").is_file() and "tuned configuration" in str(error):
+            raise ConfigError(f"{error}; or did you mean the file {name}.yaml?") from error
         if path.suffix in (".yaml", ".yml") and "tuned configuration" in str(error):
             raise ConfigError(f"there is no file {name!r}; {error}") from error
         raise

@@ -6,9 +6,9 @@ import re
 from datetime import datetime
 from pathlib import Path
 
-from ppo.errors import PPOError
+from ppo.errors import ConfigError, PPOError
 
-__all__ = ["check_links", "make_folder"]
+__all__ = ["check_folder_of", "check_links", "make_folder"]
 
 _FILES = (
     "config.yaml",
@@ -26,9 +26,12 @@ def make_folder(out: Path, stem: str, seed: int, name: str | None) -> Path:
     """Make a folder that was not there, named after stem, time and seed, or just `name`.
 
     Raises:
-        PPOError: `name` is taken.
+        ConfigError: `name` is taken, or `out` is a file.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"{out} is no folder for runs, but a file or in one") from error
     if name is None:
         stem = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "run"
         name = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}-seed{seed}"
@@ -41,7 +44,19 @@ def make_folder(out: Path, stem: str, seed: int, name: str | None) -> Path:
         except FileExistsError:
             continue
         return out / candidate
-    raise PPOError(f"{out / name} exists already; choose another name, or go on with `ppo resume`")
+    raise ConfigError(
+        f"{out / name} exists already; choose another name, or go on with `ppo resume`"
+    )
+
+
+def check_folder_of(path: Path) -> None:
+    """Refuse a file that is to be written where there is no folder.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if not path.parent.is_dir():
+        raise ConfigError(f"there is no folder {str(path.parent)!r} to put {path.name} in; make it")
 
 
 def check_links(folder: Path) -> None:

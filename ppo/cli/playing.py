@@ -13,10 +13,11 @@ from typing import Any
 import gymnasium
 from gymnasium.wrappers import RecordVideo
 
+from ppo.cli.folders import check_folder_of
 from ppo.collector.env_columns import mask_source
 from ppo.config import PPOConfig
 from ppo.envs import Env
-from ppo.errors import EnvCreationError, MissingExtraError, PPOError
+from ppo.errors import ConfigError, EnvCreationError, MissingExtraError, PPOError
 from ppo.rollout import Episode
 
 __all__ = ["open_video", "open_window", "play"]
@@ -95,13 +96,12 @@ def open_video(config: PPOConfig, path: str | Path) -> Iterator[Env]:
     Raises:
         EnvCreationError: The environment cannot draw pictures.
         MissingExtraError: moviepy is not installed.
-        PPOError: The format is unknown, or the folder does not exist.
+        ConfigError: The format is unknown, or the folder does not exist.
     """
     path = Path(path)
     if path.suffix not in _FORMATS:
-        raise PPOError(f"a video must end in .mp4 or .gif, got {str(path)!r}")
-    if not path.parent.is_dir():
-        raise PPOError(f"there is no folder {str(path.parent)!r} to put the video in")
+        raise ConfigError(f"a video must end in .mp4 or .gif, got {str(path)!r}")
+    check_folder_of(path)
     try:
         import moviepy  # noqa: F401  (Gymnasium's recorder needs it)
     except ImportError as error:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ppo.cli.folders import check_folder_of
 from ppo.cli.runs import RunFolder, target_return
-from ppo.errors import MissingExtraError, PPOError
+from ppo.errors import ConfigError, MissingExtraError, PPOError
 
 __all__ = ["plot_runs"]
 
@@ -51,7 +52,8 @@ def plot_runs(runs: Sequence[RunFolder], path: str | Path) -> Path:
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        PPOError: No episode has finished in one of the runs, or the format is unknown.
+        ConfigError: The format is unknown, or the folder does not exist.
+        PPOError: No episode has finished in one of the runs.
         ValueError: `runs` is empty.
     """
     if not runs:
@@ -63,6 +65,7 @@ def plot_runs(runs: Sequence[RunFolder], path: str | Path) -> Path:
         raise MissingExtraError(
             "plotting needs matplotlib; install the extra: pip install 'ppo-gae[plot]'"
         ) from error
+    check_folder_of(Path(path))
     groups = _group(runs)
     figure = Figure(figsize=(8.0, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -90,7 +93,7 @@ def plot_runs(runs: Sequence[RunFolder], path: str | Path) -> Path:
     try:
         figure.savefig(path, dpi=150)
     except ValueError as error:
-        raise PPOError(f"cannot draw {str(path)!r}: {error}") from error
+        raise ConfigError(f"cannot draw {str(path)!r}: {error}") from error
     return Path(path)
 
 

@@ -110,8 +110,7 @@ class RunFolder:
             command: What was typed, for the record.
 
         Raises:
-            ConfigError: `name` is not a plain name.
-            PPOError: `name` is taken.
+            ConfigError: `name` is not a plain name or is taken, or `out` is a file.
         """
         if name is not None and (Path(name).name != name or name in ("", "..")):
             raise ConfigError(f"a run's name must be a plain folder name, got {name!r}")
@@ -139,12 +138,15 @@ class RunFolder:
         """Open a folder made by `create`.
 
         Raises:
-            PPOError: There is none at `path`, or a link in it leads out of it.
+            ConfigError: There is none at `path`.
+            PPOError: A link in it leads out of it.
         """
         path = Path(path)
         if not (path / "config.yaml").is_file() or not (path / "run.json").is_file():
-            what = "it is no run folder" if path.is_dir() else "there is no such folder"
-            raise PPOError(
+            what = "there is no such folder"
+            if path.exists():
+                what = "it is no run folder" if path.is_dir() else "it is a file, not a run folder"
+            raise ConfigError(
                 f"cannot open run {str(path)!r}: {what}; give the path that `ppo train` printed"
             )
         check_links(path)

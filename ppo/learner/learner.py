@@ -22,7 +22,7 @@ from ppo.learner.flat_adam import FlatAdam
 from ppo.learner.flat_optimizer import FlatOptimizer
 from ppo.learner.recorded import RecordedGradient
 from ppo.learner.settings import LearnerSettings
-from ppo.learner.torch_optimizer import TorchOptimizer
+from ppo.learner.torch_optimizer import TorchOptimizer, check_parameters
 from ppo.rollout import Batch
 
 __all__ = ["Learner"]
@@ -40,7 +40,8 @@ class Learner:
         settings: What holds for all updates.
 
     Raises:
-        ConfigError: A learning rate is for a group of parameters that the policy does not have.
+        ConfigError: A learning rate is for a group of parameters that the policy does not have, or
+            the optimizer does not take one of its parameters.
     """
 
     def __init__(self, policy: nn.Module, settings: LearnerSettings) -> None:
@@ -61,6 +62,7 @@ class Learner:
         self._build()
 
     def _build(self) -> None:
+        check_parameters(self._settings.optimizer, self._policy)
         groups = parameter_groups(self._policy)
         self._optimizer = make_optimizer(groups, self._settings, shared=self._helped)
         self._trained = _trainable(self._policy)

@@ -1,9 +1,10 @@
-"""Any optimizer of `torch.optim` over flat vectors."""
+"""Any optimizer of `torch.optim` in place of the built-in Adam."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,19 +14,25 @@ from typing_extensions import Self
 from ppo.errors import ConfigError
 from ppo.learner.flat_optimizer import FlatOptimizer, copy_state
 
-__all__ = ["UNFIT", "TorchOptimizer", "check_options", "optimizer_names"]
+__all__ = ["UNFIT", "TorchOptimizer", "check_options", "check_parameters", "optimizer_names"]
 
 UNFIT = {
     "LBFGS": "it evaluates the loss several times per step",
     "SparseAdam": "it takes sparse gradients only",
-    "Adafactor": "it depends on the shape of each matrix, which flat vectors do not have",
-    "Muon": "it depends on the shape of each matrix, which flat vectors do not have",
 }
-"""Optimizers of `torch.optim` that do not work on flat vectors, and why."""
+"""Optimizers of `torch.optim` that no update of PPO can use, and why."""
+
+_BY_NUMBER = frozenset(
+    (
+        *("ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"),
+        *("Rprop", "SGD"),
+    )
+)
+"""Those that treat every number by itself, and so a vector as they would its parts."""
 
 
 def optimizer_names() -> list[str]:
-    """Names of the optimizers of `torch.optim` that work on flat vectors."""
+    """Names of the optimizers of `torch.optim` that can be used."""
     return sorted(
         name
         for name, kind in vars(torch.optim).items()
@@ -45,15 +52,32 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     if "lr" in options or "params" in options:
         raise ConfigError("optimizer_kwargs has lr or params; the rate is set by learning_rate")
     try:
-        getattr(torch.optim, name)([torch.zeros(1)], lr=0.0, **options)
+        getattr(torch.optim, name)([torch.zeros(1, 1)], lr=0.0, **options)
     except Exception as error:  # whatever torch makes of the options
         raise ConfigError(f"optimizer_kwargs do not fit {name}: {error}") from error
 
 
-class TorchOptimizer(FlatOptimizer):
-    """An optimizer of `torch.optim` whose parameters are the vectors of the networks.
+def check_parameters(name: str, policy: nn.Module) -> None:
+    """Raise `ConfigError` unless the optimizer takes every parameter that is to be trained."""
+    if name != "Muon":
+        return
+    others = [
+        f"{where} {list(parameter.shape)}"
+        for where, parameter in policy.named_parameters()
+        if parameter.requires_grad and parameter.ndim != 2
+    ]
+    if others:
+        raise ConfigError(
+            f"optimizer Muon takes matrices only, and the policy has {', '.join(others)}; freeze "
+            "them, or take another optimizer"
+        )
 
-    Those it admits work number by number, so they do to a vector what they do to its parts.
+
+class TorchOptimizer(FlatOptimizer):
+    """An optimizer of `torch.optim`, with one group of parameters per network.
+
+    One that works number by number is handed the vectors of the networks, which it treats as it
+    would their parts. Any other may look at shapes: it is handed each parameter in its own.
 
     Args:
         groups: Parameters by network, see `FlatOptimizer`.
@@ -69,14 +93,24 @@ class TorchOptimizer(FlatOptimizer):
     ) -> None:
         super().__init__(groups)
         self._name, self._options = name, options
-        self._optimizer = self._make(self.parameters, 0.0)
-        for vector, gradient in zip(self.parameters, self.gradients, strict=True):
-            vector.grad = gradient
+        self._by_network = name in _BY_NUMBER
+        self._tensors = self._handed(self.parameters)
+        self._optimizer = self._make(self._tensors, 0.0)
+        for own, gradients in zip(self._tensors, self._handed(self.gradients), strict=True):
+            for tensor, gradient in zip(own, gradients, strict=True):
+                tensor.grad = gradient
 
-    def _make(self, vectors: Sequence[Tensor], learning_rate: float) -> torch.optim.Optimizer:
+    def _handed(self, vectors: Sequence[Tensor]) -> list[list[Tensor]]:
+        """What the optimizer is handed of each network's vector: all of it, or its parameters."""
+        if self._by_network:
+            return [[vector] for vector in vectors]
+        parts = (part.view(parameter.shape) for parameter, part in self._split(vectors))
+        return [list(itertools.islice(parts, len(members))) for members in self._members]
+
+    def _make(self, tensors: Sequence[list[Tensor]], learning_rate: float) -> torch.optim.Optimizer:
         """The optimizer, with one group of parameters per network."""
         optimizer: torch.optim.Optimizer = getattr(torch.optim, self._name)(
-            [{"params": [vector]} for vector in vectors], lr=learning_rate, **self._options
+            [{"params": own} for own in tensors], lr=learning_rate, **self._options
         )
         return optimizer
 
@@ -93,19 +127,34 @@ class TorchOptimizer(FlatOptimizer):
         if not any(old):
             return  # it keeps nothing, or has not taken a step
         new = self._states_after_a_step(other._optimizer.param_groups[0]["lr"])
-        for name in new[0]:
-            ours, theirs = [state[name] for state in new], [state[name] for state in old]
-            if ours[0].ndim == 0:  # a count: they take every step together
-                for count in ours:
-                    count.copy_(theirs[0])
-                continue
-            known = {id(parameter): part for parameter, part in other._split(theirs)}
-            for parameter, part in self._split(ours):
-                part.copy_(known.get(id(parameter), part))
+        known = dict(other._by_parameter(old))
+        for key, state in self._by_parameter(new):
+            for kind, ours in state.items():
+                if key in known:
+                    ours.copy_(known[key][kind])
+                elif self._by_network and ours.ndim == 0:
+                    ours.copy_(old[0][kind])  # a count: networks take every step together
         self._use(new)
 
+    def _by_parameter(
+        self, states: Sequence[Mapping[str, Tensor]]
+    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """What is kept of every parameter, by its id; with the counts of its network."""
+        if not self._by_network:
+            yield from zip(map(id, self.members), map(dict, states), strict=True)
+            return
+        for members, state in zip(self._members, states, strict=True):
+            sizes = [parameter.numel() for parameter in members]
+            parts = {kind: x.split(sizes) for kind, x in state.items() if x.ndim}
+            counts = {kind: x for kind, x in state.items() if x.ndim == 0}
+            for index, parameter in enumerate(members):
+                yield id(parameter), counts | {kind: x[index] for kind, x in parts.items()}
+
     def state_dict(self) -> dict[str, Tensor]:
-        """Copies of what the optimizer keeps, named `<network>.<name>`."""
+        """Copies of what the optimizer keeps.
+
+        They are named `<network>.<name>`, or `<network>.<number>.<name>` of a single parameter.
+        """
         return {name: tensor.clone() for name, tensor in self._named(self._states()).items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -114,42 +163,47 @@ class TorchOptimizer(FlatOptimizer):
         Raises:
             ValueError: Names or shapes are not those of this optimizer.
         """
-        fresh = self._states_of(self._make(self.parameters, 0.0), self.parameters)
+        fresh = _states_of(self._make(self._tensors, 0.0), self._tensors)
         later = self._states_after_a_step()
         homes = [self._named(fresh), self._named(later)]
         self._use(fresh if copy_state(state, *homes) is homes[0] else later)
 
     def _states(self) -> list[dict[str, Tensor]]:
-        return self._states_of(self._optimizer, self.parameters)
+        return _states_of(self._optimizer, self._tensors)
 
     def _states_after_a_step(self, learning_rate: float = 0.0) -> list[dict[str, Tensor]]:
-        """What the optimizer keeps per network after a step without a gradient.
+        """What the optimizer keeps of each tensor after a step without a gradient.
 
         Most make their state in the first step, and only then is known what belongs to it.
         """
-        vectors = [torch.zeros_like(vector) for vector in self.parameters]
-        optimizer = self._make(vectors, learning_rate)
-        for vector in vectors:
-            vector.grad = torch.zeros_like(vector)
+        tensors = [[torch.zeros_like(tensor) for tensor in own] for own in self._tensors]
+        optimizer = self._make(tensors, learning_rate)
+        for tensor in itertools.chain(*tensors):
+            tensor.grad = torch.zeros_like(tensor)
         optimizer.step()
-        return self._states_of(optimizer, vectors)
-
-    @staticmethod
-    def _states_of(
-        optimizer: torch.optim.Optimizer, vectors: Sequence[Tensor]
-    ) -> list[dict[str, Tensor]]:
-        return [
-            {k: x for k, x in optimizer.state.get(vector, {}).items() if isinstance(x, Tensor)}
-            for vector in vectors
-        ]
+        return _states_of(optimizer, tensors)
 
     def _named(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        labels = [
+            name if self._by_network else f"{name}.{number}"
+            for name, own in zip(self.names, self._tensors, strict=True)
+            for number in range(len(own))
+        ]
         return {
-            f"{name}.{kind}": tensor
-            for name, state in zip(self.names, states, strict=True)
+            f"{label}.{kind}": tensor
+            for label, state in zip(labels, states, strict=True)
             for kind, tensor in state.items()
         }
 
     def _use(self, states: Sequence[dict[str, Tensor]]) -> None:
-        for vector, state in zip(self.parameters, states, strict=True):
-            self._optimizer.state[vector] = state
+        for tensor, state in zip(itertools.chain(*self._tensors), states, strict=True):
+            self._optimizer.state[tensor] = state
+
+
+def _states_of(
+    optimizer: torch.optim.Optimizer, tensors: Sequence[Sequence[Tensor]]
+) -> list[dict[str, Tensor]]:
+    return [
+        {kind: x for kind, x in optimizer.state.get(tensor, {}).items() if isinstance(x, Tensor)}
+        for tensor in itertools.chain(*tensors)
+    ]

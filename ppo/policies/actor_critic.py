@@ -313,6 +313,7 @@ def make_policy(
 
     Raises:
         SpaceError: A space is not supported.
+        TypeError: `config` is not a `PolicyConfig`.
 
     Example:
         >>> env = gymnasium.make("CartPole-v1")
@@ -320,6 +321,11 @@ def make_policy(
         >>> policy.act(torch.zeros(5, 4), deterministic=True).shape
         torch.Size([5])
     """
+    if not isinstance(config, PolicyConfig):
+        raise TypeError(
+            f"config must be a PolicyConfig, got {type(config).__name__}; of a PPOConfig it is "
+            "config.policy"
+        )
     generator = torch.Generator().manual_seed(seed)
     return ActorCritic(observation_space, action_space, config, generator)
 

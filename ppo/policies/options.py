@@ -27,6 +27,11 @@ class EncoderConfig:
 
     Raises:
         ConfigError: A value is out of range.
+
+    Example:
+        >>> embedded = EncoderConfig(kind="embedding", features=8)
+        >>> PolicyConfig(encoders={"room": embedded}).encoder("room").features
+        8
     """
 
     kind: Literal["flat", "one_hot", "embedding", "cnn", "mlp"] | None = None

@@ -101,6 +101,15 @@ class ObservationLayout:
         Raises:
             ValueError: `obs` has neither the shape of an observation nor of a batch.
         """
+        if (
+            isinstance(self.leaves, Leaf)
+            and isinstance(obs, tuple)
+            and any(isinstance(part, Mapping) for part in obs[-1:])
+        ):
+            raise ValueError(
+                "the observation came with an info, as reset and step return them; wanted it "
+                "alone: `obs, info = env.reset()`"
+            )
         self._check_structure(obs)
         arrays = map_tree(lambda leaf, given: np.asarray(given), self.leaves, obs)
         named = list(zip(leaves(self.leaves), leaves(arrays), strict=True))

@@ -1563,6 +1563,48 @@ OPTIONS = [
             "learner",
         ),
     ),
+    Mutant(
+        "an optimizer that looks at shapes is handed flat vectors",
+        "learner/torch_optimizer.py",
+        "if self._by_network:\n            return [[vector]",
+        "if True:\n            return [[vector]",
+        ("torch_optimizer",),
+    ),
+    Mutant(
+        "what another optimizer than Adam kept of a parameter that stays is lost",
+        "learner/torch_optimizer.py",
+        "ours.copy_(known[key][kind])",
+        "pass",
+        ("torch_optimizer",),
+    ),
+    Mutant(
+        "a parameter of no dimension is taken for a count",
+        "learner/torch_optimizer.py",
+        "                if key in known:\n",
+        "                if key in known and ours.ndim:\n",
+        ("torch_optimizer",),
+    ),
+    Mutant(
+        "a released parameter counts the steps of others",
+        "learner/torch_optimizer.py",
+        "elif self._by_network and ours.ndim == 0:",
+        "elif ours.ndim == 0:",
+        ("torch_optimizer",),
+    ),
+    Mutant(
+        "an unknown environment ends the command like a failure",
+        "cli/commands.py",
+        "except (ConfigError, EnvCreationError, SpaceError) as error:",
+        "except ConfigError as error:",
+        ("cli",),
+    ),
+    Mutant(
+        "Muon may be named for vectors",
+        "learner/torch_optimizer.py",
+        "if parameter.requires_grad and parameter.ndim != 2",
+        "if parameter.requires_grad and parameter.ndim > 2",
+        ("torch_optimizer",),
+    ),
 ]
 
 HELPER = [
