@@ -89,7 +89,7 @@ def _next_values(policy: Any, rollout: Rollout, values: Tensor) -> Tensor:
     final_values = _joined(found, rollout, "what value returned")
     num_envs = values.shape[1]
     next_values = torch.cat([values[1:], final_values[-num_envs:].unsqueeze(0)])
-    next_values[rollout.terminated] = 0.0
+    next_values.masked_fill_(rollout.terminated, 0.0)
     truncated = slice(len(final_values) - num_envs)
     next_values[finals.steps[truncated], finals.env_indices[truncated]] = final_values[truncated]
     return next_values

@@ -25,7 +25,7 @@ group's full size, with zeros in the rows of the others.
 class _Group:
     """The part of one group of environments that lies in `columns`."""
 
-    def __init__(self, columns: Part, buffers: Buffers, start: int) -> None:
+    def __init__(self, columns: Part, buffers: Buffers, start: int, num_steps: int) -> None:
         layout = buffers.layout
         size = min(GROUP_SIZE, layout.num_envs - start)
         first = max(start, columns.first)
@@ -33,31 +33,30 @@ class _Group:
         own = slice(first, stop)
         self._rows = slice(first - start, stop - start)
         self._obs = np.zeros((size, *layout.obs.shape), layout.obs.dtype)
-        self._noise = np.zeros((size, layout.noise_size), np.float32)
-        self._own_obs, self._own_noise = self._obs[self._rows], self._noise[self._rows]
-        self._given = buffers.obs[:, own], buffers.noise[:, own]
+        self._own_obs, self._given_obs = self._obs[self._rows], buffers.obs[:, own]
+        self._noise = np.zeros((num_steps, size, layout.noise_size), np.float32)
+        self._noise[:, self._rows] = buffers.noise[:num_steps, own]
         self._actions = buffers.actions[:, own]
         self._states = np.zeros((size, layout.state_size), np.float32)
         self._buffers, self._own, self._remembers = buffers, own, layout.state_size > 0
 
     def act(self, actor: Any, t: int) -> None:
         """Write `actions[t]` of these columns, and `states[t + 1]` where there is a memory."""
-        obs, noise = self._given
-        self._own_obs[...] = obs[t]
-        self._own_noise[...] = noise[t]
+        self._own_obs[...] = self._given_obs[t]
+        noise = self._noise[t]
         if not self._remembers:
-            self._actions[t] = actor(self._obs, self._noise)[self._rows]
+            self._actions[t] = actor(self._obs, noise)[self._rows]
             return
         self._states[self._rows] = self._buffers.remembered(t, self._own)
-        actions, states = actor(self._obs, self._noise, self._states)
+        actions, states = actor(self._obs, noise, self._states)
         self._actions[t] = actions[self._rows]
         self._buffers.states[t + 1, self._own] = states[self._rows]
 
 
-def _groups(columns: Part, buffers: Buffers) -> Iterator[_Group]:
+def _groups(columns: Part, buffers: Buffers, num_steps: int) -> Iterator[_Group]:
     first_group = columns.first // GROUP_SIZE * GROUP_SIZE
     for start in range(first_group, columns.first + columns.num_envs, GROUP_SIZE):
-        yield _Group(columns, buffers, start)
+        yield _Group(columns, buffers, start, num_steps)
 
 
 def run_actor(
@@ -71,7 +70,7 @@ def run_actor(
     for part in parts[1:]:  # so that the least progress is where the work is
         buffers.progress[part.first : part.first + part.num_envs] = num_steps
     for part in parts:
-        groups = list(_groups(part, buffers))
+        groups = list(_groups(part, buffers, num_steps))
         buffers.progress[part.first : part.first + part.num_envs] = first_step
         for t in range(first_step, num_steps):
             for group in groups:

@@ -366,7 +366,8 @@ class RolloutCollector:
         actor = None if make_snapshot is None or masked else make_snapshot()
         if actor is not None:
             raw.harvest = self._backend.run(actor, num_steps)
-            calls.state.memory = buffers.remembered(num_steps)
+            if calls.remembers:
+                calls.state.memory = buffers.remembered(num_steps)
             return
         calls.begin()
         self._backend.begin(num_steps)

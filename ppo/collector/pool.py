@@ -238,7 +238,8 @@ class WorkerPool:
         self._command = message
         ready = connection.wait([one.sentinel for one in self._workers], 0.0)
         self._died_idle = {w for w, one in enumerate(self._workers) if one.sentinel in ready}
-        pickled = reduction.ForkingPickler.dumps(message)  # once for all
+        # Once for all, by the protocol that does not copy arrays in between.
+        pickled = reduction.ForkingPickler.dumps(message, 5)
         for one in self._workers:
             with contextlib.suppress(OSError):  # who is dead is met when an answer is awaited
                 one.conn.send_bytes(pickled)

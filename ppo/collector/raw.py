@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,7 @@ __all__ = ["RawRollout"]
 
 def _surely_finite(array: np.ndarray) -> bool:
     """Whether the sum is finite: then every number is. One that overflows needs a second look."""
-    if not np.issubdtype(array.dtype, np.floating):
-        return True
-    with np.errstate(all="ignore"):
-        return bool(np.isfinite(array.sum()))
+    return array.dtype.kind != "f" or math.isfinite(array.sum())
 
 
 @dataclasses.dataclass
@@ -53,8 +51,9 @@ class RawRollout:
         buffers, num_steps = self.buffers, self.num_steps
         seen = [rows[: num_steps + 1] for rows in leaves(buffers.obs)]
         finals = [leaf for final in self.harvest.finals for leaf in leaves(final.obs)]
-        if all(map(_surely_finite, [buffers.rewards[:num_steps], *seen, *finals])):
-            return
+        with np.errstate(all="ignore"):
+            if all(map(_surely_finite, [buffers.rewards[:num_steps], *seen, *finals])):
+                return
         rewards = np.isfinite(buffers.rewards[:num_steps])
         successors = np.ones_like(rewards)
         for obs in leaves(buffers.obs):
@@ -140,7 +139,8 @@ class RawRollout:
         steps = [*(final.step for final in finals), *(self.num_steps - 1 for _ in columns)]
         env_indices = [*(final.env_index for final in finals), *columns]
         obs = map_tree(join, last, *single)
-        return Finals(obs, torch.tensor(steps), torch.tensor(env_indices), memory)
+        places = torch.from_numpy(np.array([steps, env_indices]))
+        return Finals(obs, places[0], places[1], memory)
 
     def _sequences(self, ended: np.ndarray, longest: int | None) -> dict[str, Any]:
         """For a policy with memory: which rows belong together, and what it remembered then."""

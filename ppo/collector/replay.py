@@ -93,9 +93,9 @@ class ActionLog:
         # The row behind the last end of each column.
         over: np.ndarray = ended.any(axis=0)  # type: ignore[assignment]
         last = num_steps - np.argmax(ended[::-1], axis=0)
-        start = [int(row) for row in np.where(over, last, 0)]
-        for index, parts in enumerate(self._parts):
-            if over[index]:
+        start = np.where(over, last, 0).tolist()
+        for index, (parts, begun) in enumerate(zip(self._parts, over.tolist(), strict=True)):
+            if begun:
                 parts.clear()
             if start[index] < num_steps:
                 parts.append(_rows(actions, start[index], num_steps, index))

@@ -550,8 +550,15 @@ COLLECTOR = [
     Mutant(
         "a group's observations go to the rows of its first columns",
         "collector/acting.py",
-        "self._obs[self._rows], self._noise[self._rows]",
-        "self._obs[: stop - first], self._noise[self._rows]",
+        "self._obs[self._rows], buffers.obs[:, own]",
+        "self._obs[: stop - first], buffers.obs[:, own]",
+        ("workers",),
+    ),
+    Mutant(
+        "a group's noise goes to the rows of its first columns",
+        "collector/acting.py",
+        "self._noise[:, self._rows] =",
+        "self._noise[:, : stop - first] =",
         ("workers",),
     ),
     Mutant(
@@ -585,7 +592,7 @@ COLLECTOR = [
     Mutant(
         "a terminated step keeps a value of its successor",
         "revaluation.py",
-        "next_values[rollout.terminated] = 0.0",
+        "next_values.masked_fill_(rollout.terminated, 0.0)",
         "pass",
         ("collector",),
     ),
