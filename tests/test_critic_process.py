@@ -187,7 +187,7 @@ def test_an_update_that_turns_infinite_is_undone_in_both(field, value, name):
 
 
 def test_parameters_that_their_last_step_made_infinite_are_undone_in_both(monkeypatch):
-    monkeypatch.setattr(critic_process, "_FEWEST_STEPS", 1)
+    monkeypatch.setattr(critic_process, "_FEWEST_PARTS", 1)
     policy = build()
     learner = make_learner(policy, num_epochs=1, minibatch_size=48)
     with learner.helped():

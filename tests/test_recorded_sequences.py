@@ -136,7 +136,7 @@ def generator_of(seed):
 def test_rows_that_mean_nothing_are_like_others_so_that_nothing_infinite_comes_of_them():
     policy = remembering()
     batch = make_batch(policy, [3, 1, 4])
-    rows = FixedRows.of(batch)
+    (rows,) = FixedRows.of(batch)
     real = {tuple(row) for row in batch.obs.tolist()}
     assert {tuple(row) for row in rows.obs.tolist()} == real
     assert torch.equal(rows.obs[rows.places], batch.obs)
@@ -154,7 +154,8 @@ def test_masks_of_legal_actions_are_extended_too():
         study.recorded(batch, LOSS)
     study.check(batch)
     assert study.replays() == [3]
-    assert torch.equal(FixedRows.of(batch).masks[FixedRows.of(batch).places], masks)
+    (rows,) = FixedRows.of(batch)
+    assert torch.equal(rows.masks[rows.places], masks)
 
 
 def test_a_few_shapes_serve_all_minibatches():
@@ -169,9 +170,8 @@ def test_what_would_be_mostly_padding_is_left_to_autograd():
     policy = remembering()
     study = Study(policy)
     lengths = [16] + [1] * 10
-    assert FixedRows.of(make_batch(policy, lengths)).sequences.shape[0] * 16 > (
-        _MOST_PADDING * sum(lengths)
-    )
+    (rows,) = FixedRows.of(make_batch(policy, lengths))
+    assert rows.sequences.shape[0] * 16 > _MOST_PADDING * sum(lengths)
     for seed in range(3):
         study.check(make_batch(policy, lengths, seed))
     assert study.replays() == []

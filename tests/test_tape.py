@@ -581,6 +581,95 @@ def test_outputs_are_written_where_they_are_wanted():
     assert (y == 77.0).all()
 
 
+def test_results_take_the_place_of_what_nobody_reads_any_more():
+    x, tape = torch.zeros(5), Tape()
+    with tape.record():
+        first = x + 1.0
+        second = first.tanh()
+        third = second * 2.0
+        last = third.exp()
+    (program,) = tape.programs(only=[last])
+    second.fill_(77.0)
+    third.fill_(77.0)
+    x.fill_(3.0)
+    program()
+    assert first.tolist() == pytest.approx([2.0 * np.tanh(4.0)] * 5)
+    assert last.tolist() == pytest.approx([np.exp(2.0 * np.tanh(4.0))] * 5)
+    assert x.tolist() == [3.0] * 5
+    assert (torch.stack([second, third]) == 77.0).all()
+
+
+def tanh_of_itself(x):
+    y = (2.0 * x).requires_grad_()
+    with torch.enable_grad():
+        z = y.tanh()
+    (slope,) = torch.autograd.grad(z, y, z.detach())
+    return slope * x
+
+
+def tanh_twice(x):
+    y = (2.0 * x).requires_grad_()
+    with torch.enable_grad():
+        z = (y.tanh() + 1.0).tanh().relu()
+    return torch.autograd.grad(z, y, z.detach() * x)
+
+
+def read_again(x):
+    y = x + 1.0
+    return y.tanh() + y
+
+
+def read_through_a_view(x):
+    y = x + 1.0
+    part = y[1:].t()
+    return (y.tanh().sum(), part.exp())
+
+
+def with_itself_turned(x):
+    y = x + 1.0
+    return (y - y.t()).exp()
+
+
+def changed_later(x):
+    y = x + 1.0
+    z = y.tanh()
+    z.mul_(2.0)
+    return z + 1.0
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        tanh_of_itself,
+        tanh_twice,
+        read_again,
+        read_through_a_view,
+        with_itself_turned,
+        changed_later,
+        lambda x: (torch.ones_like(x) + x).exp(),
+        lambda x: (torch.tensor([1.0, 2.0, 3.0, 4.0]) + x).exp(),
+        lambda x: (torch.tensor([1.0, 2.0, 3.0, 4.0]) + x[0].detach()).exp().neg(),
+        lambda x: (1.0 + x).sum(0) + (x + 2.0),  # not as large as what it could lie in place of
+        lambda x: ((1.0 + x).double() + x).float(),
+        lambda x: torch.add(x.exp(), x.tanh(), alpha=3.0) / (2.0 - x).relu().add(1.0),
+        lambda x: (x.exp().t() + x).tanh(),
+    ],
+)
+def test_nothing_that_is_read_later_loses_its_place(function):
+    x = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    tape = Tape()
+    with tape.record():
+        results = leaves(function(x))
+    (program,) = tape.programs(only=results)
+    for _ in range(3):
+        x.add_(0.3)
+        before = x.clone()
+        program()
+        for result, wanted in zip(results, leaves(function(x)), strict=True):
+            torch.testing.assert_close(result, wanted)
+        assert torch.equal(x, before)
+
+
 def test_a_constant_is_written_to_its_home():
     home, tape = torch.full((3,), torch.nan), Tape()
     with tape.record():

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ppo.learner.eager import Gradient, LossSettings
+from ppo.learner.fixed_rows import FixedRows
 from ppo.learner.flat_adam import FlatAdam
 from ppo.learner.flat_optimizer import FlatOptimizer, in_shared_memory
 from ppo.learner.recorded import RecordedGradient
@@ -38,7 +39,7 @@ from ppo.trees import leaves, map_tree
 
 __all__ = ["CriticProcess"]
 
-_FEWEST_STEPS = 8  # gradient steps of an update that are worth the messages
+_FEWEST_PARTS = 8  # of all gradient steps of an update, that are worth the messages
 _MOST_OTHERS = 2**16  # numbers of the policy that nobody trains
 _PATIENCE = 5.0  # seconds
 _PR_SET_PDEATHSIG = 1
@@ -115,7 +116,8 @@ class CriticProcess:
         if not (isinstance(gradient, RecordedGradient) and isinstance(optimizer, FlatAdam)):
             return None
         rows = [leaf for tree in batch.fields.values() for leaf in leaves(tree)]
-        if _num_steps(batch, settings) < _FEWEST_STEPS:
+        rows_of_step = min(settings.minibatch_size, len(batch))
+        if _num_steps(batch, settings) * FixedRows.num_parts(rows_of_step) < _FEWEST_PARTS:
             return None
         if batch.sequences is None and not gradient.all_settled:
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import Any
 
 import numpy as np
@@ -15,35 +16,42 @@ from ppo.trees import leaves, map_tree
 
 __all__ = ["FixedRows"]
 
+# What is inside of a small policy stays in the processor's cache for so many.
+_ROWS_AT_ONCE = 2**10
+_ALL = slice(None)
+
 
 @dataclasses.dataclass(frozen=True)
 class FixedRows:
-    """What a policy is evaluated on, `[R]` rows.
+    """What a policy is evaluated on at once, `[R]` rows.
 
-    Minibatches of sequences have hardly ever the same lengths twice. Their sequences are made
-    equally long by rows that mean nothing: a policy never looks ahead, so what it says of the real
-    ones stays.
+    A minibatch of many rows comes in parts of one size; the last one reaches back to rows of the
+    part before it, which do not count again. Minibatches of sequences have hardly ever the same
+    lengths twice, and are not parted. Their sequences are made equally long by rows that mean
+    nothing: a policy never looks ahead, so what it says of the real ones stays.
 
     Attributes:
         obs: Observations `[R, ...]`.
         actions: Actions `[R, ...]`.
         masks: Legal actions `[R, M]`; None: all.
         sequences: Which rows follow one another; None if each stands for itself.
-        places: Where the rows of the minibatch lie among these, `[B]`; None: they are these.
+        places: Which of these rows count, in the order of the minibatch.
+        counted: The rows of the minibatch that those are.
     """
 
     obs: Any
     actions: Any
     masks: Tensor | None
     sequences: Sequences | None
-    places: np.ndarray | None
+    places: np.ndarray | slice
+    counted: slice
 
     @classmethod
-    def of(cls, batch: Batch) -> FixedRows:
-        """The rows of a minibatch."""
+    def of(cls, batch: Batch) -> list[FixedRows]:
+        """The rows of a minibatch, in parts of one shape."""
         masks = batch.context.get("action_masks")
         if batch.sequences is None:
-            return cls(batch.obs, batch.actions, masks, None, None)
+            return cls(batch.obs, batch.actions, masks, None, _ALL, _ALL)._parts()
         positions, sequences, places = batch.sequences.extended()
         rows = torch.from_numpy(positions)
 
@@ -51,7 +59,27 @@ class FixedRows:
             return tensor.index_select(0, rows)
 
         obs, actions = map_tree(chosen, (batch.obs, batch.actions))
-        return cls(obs, actions, None if masks is None else chosen(masks), sequences, places)
+        masks = None if masks is None else chosen(masks)
+        return [cls(obs, actions, masks, sequences, places, _ALL)]
+
+    @staticmethod
+    def num_parts(num_rows: int) -> int:
+        """In how many parts so many rows come that stand for themselves."""
+        return -(-num_rows // _ROWS_AT_ONCE)
+
+    def _parts(self) -> list[FixedRows]:
+        rows = len(self)
+        if (count := self.num_parts(rows)) <= 1:
+            return [self]
+        size, parts = -(-rows // count), []
+        for first in range(0, rows, size):
+            start = min(first, rows - size)
+            held = slice(start, start + size)
+            obs, actions = map_tree(operator.itemgetter(held), (self.obs, self.actions))
+            masks = None if self.masks is None else self.masks[held]
+            places, counted = slice(first - start, size), slice(first, start + size)
+            parts.append(FixedRows(obs, actions, masks, None, places, counted))
+        return parts
 
     def __len__(self) -> int:
         return len(leaves(self.obs)[0])
@@ -82,4 +110,4 @@ class FixedRows:
             sequences = Sequences(sequences.lengths, sequences.states.clone())
         obs, actions = map_tree(torch.clone, (self.obs, self.actions))
         masks = None if self.masks is None else self.masks.clone()
-        return FixedRows(obs, actions, masks, sequences, self.places)
+        return FixedRows(obs, actions, masks, sequences, self.places, self.counted)

@@ -42,7 +42,6 @@ class GradientRecording:
         self.shape = None if rows.sequences is None else rows.sequences.shape
         self._evaluator = Evaluator(policy)
         self._rows = rows.clone()
-        self._places: np.ndarray | slice = slice(None)
         inputs = self._rows.tensors
         self._trained = [p for p in policy.parameters() if p.requires_grad]
         tape = Tape([*known, *inputs])
@@ -59,11 +58,13 @@ class GradientRecording:
             with tape.record():
                 gradients = self._differentiate(new, self._slopes)
         self._tape, self._outputs, self._gradients = tape, new, gradients
-        self._whole = _programs(tape, self._trained, gradients, new)
-        self._halves: dict[bool, _Programs] = {}
+        # By what they are for: the actor, the critic.
+        self._programs = {(True, True): _programs(tape, self._trained, gradients, new)}
         self._arrays = [tensor.numpy() for tensor in inputs]
         self._log_probs, self._entropy, self._values = (x.detach().numpy() for x in new)
         self._d_log_probs, self._d_entropy, self._d_values = (x.numpy() for x in self._slopes)
+        self._columns = [x.detach().numpy() for x in (*new, *self._slopes)]
+        self._kept: list[list[np.ndarray]] = []  # of each part of the last minibatch
 
     def _evaluate(self, rows: FixedRows | Batch) -> Evaluation:
         return self._evaluator(rows.obs, rows.actions, rows.context)
@@ -93,7 +94,8 @@ class GradientRecording:
             trained = [p for p in self._trained if id(p) in own]
             gradients = [found[id(p)] for p in trained]
             outputs = self._outputs[2:] if critic else self._outputs[:2]
-            self._halves[critic] = _programs(self._tape, trained, gradients, outputs)
+            programs = _programs(self._tape, trained, gradients, outputs)
+            self._programs[not critic, critic] = programs
         return sides
 
     def agrees(self, batch: Batch | None = None) -> bool:
@@ -102,20 +104,21 @@ class GradientRecording:
         With the slopes of the loss given: on an edge of the clip, rounding decides a row's slope.
 
         Args:
-            batch: That minibatch; None: look at the rows that are held in its place.
+            batch: That minibatch, whose replay was to `keep` it; None: look at what was repeated.
         """
-        places = slice(None) if batch is None else self._places
+        if batch is None:
+            columns = self._columns
+        else:
+            columns = [np.concatenate(parts) for parts in zip(*self._kept, strict=True)]
+        replayed, slopes = columns[:3], [torch.from_numpy(column) for column in columns[3:]]
         with torch.enable_grad():
             new = self._evaluate(self._rows if batch is None else batch)
-            gradients = self._differentiate(new, [slope[places] for slope in self._slopes])
-        replayed = self._log_probs, self._entropy, self._values
+            gradients = self._differentiate(new, slopes)
         for ours, output in zip(replayed, new, strict=True):
             truth = output.detach().numpy()
-            if not np.allclose(
-                ours[places], truth, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True
-            ):
+            if not np.allclose(ours, truth, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True):
                 return False
-        floor = 0.1 * _TOLERANCE * sum(float(slope.abs().sum()) for slope in self._slopes)
+        floor = 0.1 * _TOLERANCE * sum(float(slope.abs().sum()) for slope in slopes)
         for parameter, gradient in zip(self._trained, gradients, strict=True):
             assert parameter.grad is not None
             norm = 0.0 if gradient is None else float(gradient.norm())
@@ -124,67 +127,98 @@ class GradientRecording:
                 return False
         return True
 
-    def replay(self, rows: FixedRows, batch: Batch, settings: LossSettings) -> list[float]:
-        """Write the gradient of a minibatch with these rows; returns the `METRICS`."""
-        self._begin(self._whole, rows)
-        loss, entropy, kl, clip_fraction = self._policy_loss(batch, settings)
-        error = self._value_loss(batch, settings)
-        self._whole.finish()
-        return [loss, error, entropy, kl, clip_fraction]
-
-    def replay_half(
-        self, rows: FixedRows, batch: Batch, settings: LossSettings, critic: bool
+    def replay(
+        self,
+        parts: Sequence[FixedRows],
+        batch: Batch,
+        settings: LossSettings,
+        *,
+        actor: bool = True,
+        critic: bool = True,
+        keep: bool = False,
     ) -> list[float]:
-        """The same for one side of `split`."""
-        programs = self._halves[critic]
-        self._begin(programs, rows)
-        if critic:
-            metrics = [self._value_loss(batch, settings)]
-        else:
-            metrics = self._policy_loss(batch, settings)
-        programs.finish()
+        """Write the gradient of a minibatch with these rows; returns the `METRICS`.
+
+        Both are sums over the parts. (What is normalised is normalised over the minibatch.)
+
+        Args:
+            parts: Rows of the recorded shape.
+            batch: The minibatch.
+            settings: Of its loss.
+            actor: Do the actor's side of `split`.
+            critic: Do the critic's.
+            keep: Keep what `agrees` wants to see of the whole minibatch.
+        """
+        programs = self._programs[actor, critic]
+        self.replays += 1
+        self._kept = []
+        advantages = _advantages(batch, settings) if actor else None
+
+        def run(part: FixedRows) -> list[float]:
+            self._begin(programs, part)
+            metrics = []
+            if advantages is not None:
+                metrics += self._policy_loss(part, batch, advantages, settings)
+            if critic:
+                metrics.insert(1, self._value_loss(part, batch, settings))
+            programs.finish()
+            if keep:
+                self._kept.append([column[part.places].copy() for column in self._columns])
+            return metrics
+
+        metrics = run(parts[0])
+        if len(parts) > 1:
+            sums = [gradient.copy() for gradient in programs.gradients]
+            for part in parts[1:]:
+                metrics = [one + more for one, more in zip(metrics, run(part), strict=True)]
+                for total, gradient in zip(sums, programs.gradients, strict=True):
+                    total += gradient
+            for total, gradient in zip(sums, programs.gradients, strict=True):
+                np.copyto(gradient, total)
         return metrics
 
     def repeat(self) -> None:
-        """Compute once more what the last minibatch gave."""
-        self._whole.forward()
-        self._whole.finish()
+        """Compute once more what the rows that are held gave."""
+        self._programs[True, True].forward()
+        self._programs[True, True].finish()
 
-    def _begin(self, programs: _Programs, rows: FixedRows) -> None:
-        self.replays += 1
-        self._places = slice(None) if rows.places is None else rows.places
-        for ours, theirs in zip(self._arrays, rows.tensors, strict=True):
+    def _begin(self, programs: _Programs, part: FixedRows) -> None:
+        for ours, theirs in zip(self._arrays, part.tensors, strict=True):
             np.copyto(ours, theirs.numpy())
         programs.forward()
 
-    def _policy_loss(self, batch: Batch, settings: LossSettings) -> list[float]:
+    def _policy_loss(
+        self, part: FixedRows, batch: Batch, advantages: np.ndarray, settings: LossSettings
+    ) -> list[float]:
         """Write the slopes of policy loss and entropy; returns the metrics without the critic's."""
-        advantages = batch.advantages.numpy()
-        if settings.normalize_advantages:
-            advantages = normalized(advantages)
-        slopes = self._d_log_probs[self._places]
-        loss, kl, clip_fraction = policy_loss(
-            self._log_probs[self._places], batch.log_probs.numpy(), advantages, settings, slopes
+        places, counted, num_rows = part.places, part.counted, len(advantages)
+        old = batch.log_probs.numpy()[counted]
+        loss, kl, clip_fraction, slopes = policy_loss(
+            self._log_probs[places], old, advantages[counted], settings, num_rows
         )
-        self._pull(self._d_log_probs, slopes)
-        self._pull(self._d_entropy, -settings.entropy_coef / len(advantages))
-        entropy = float(np.add.reduce(self._entropy[self._places])) / len(advantages)
+        _pull(self._d_log_probs, slopes, places)
+        _pull(self._d_entropy, -settings.entropy_coef / num_rows, places)
+        entropy = float(np.add.reduce(self._entropy[places])) / num_rows
         return [loss, entropy, kl, clip_fraction]
 
-    def _value_loss(self, batch: Batch, settings: LossSettings) -> float:
+    def _value_loss(self, part: FixedRows, batch: Batch, settings: LossSettings) -> float:
         """Write the slopes of the value loss; returns it."""
-        slopes = self._d_values[self._places]
-        loss = value_loss(self._values[self._places], batch, settings, slopes)
-        self._pull(self._d_values, slopes)
+        places, counted, num_rows = part.places, part.counted, len(batch.returns)
+        returns, old = batch.returns.numpy()[counted], batch.values.numpy()[counted]
+        loss, slopes = value_loss(self._values[places], returns, old, settings, num_rows)
+        _pull(self._d_values, slopes, places)
         return loss
 
-    def _pull(self, slopes: np.ndarray, wanted: np.ndarray | float) -> None:
-        """Give the rows of the minibatch their slopes; others have none."""
-        if isinstance(self._places, slice):
-            slopes[:] = wanted
-        else:
-            slopes.fill(0.0)
-            slopes[self._places] = wanted
+
+def _advantages(batch: Batch, settings: LossSettings) -> np.ndarray:
+    advantages: np.ndarray = batch.advantages.numpy()
+    return normalized(advantages) if settings.normalize_advantages else advantages
+
+
+def _pull(slopes: np.ndarray, wanted: np.ndarray | float, places: np.ndarray | slice) -> None:
+    """Give the rows that count their slopes; others have none."""
+    slopes.fill(0.0)
+    slopes[places] = wanted
 
 
 class _Sloped(torch.autograd.Function):
@@ -214,7 +248,8 @@ class _Programs(NamedTuple):
 
     forward: Program
     backward: Program
-    copies: list[tuple[np.ndarray, np.ndarray]]  # to a parameter's gradient, from where it is found
+    gradients: list[np.ndarray]  # of the parameters
+    copies: list[tuple[np.ndarray, np.ndarray]]  # to one of them, from where it is found
 
     def finish(self) -> None:
         """From the slopes of the loss to the gradients."""
@@ -242,4 +277,5 @@ def _programs(
             copies.append((parameter.grad.numpy(), found.detach().numpy()))
     wanted = [*outputs, *(g for g in gradients if g is not None)]
     forward, backward = tape.programs(homes, wanted)
-    return _Programs(forward, backward, copies)
+    arrays = [p.grad.numpy() for p in parameters if p.grad is not None]
+    return _Programs(forward, backward, arrays, copies)

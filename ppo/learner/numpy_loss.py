@@ -13,7 +13,6 @@ import numpy as np
 
 from ppo.learner.eager import LossSettings
 from ppo.losses import MAX_LOG_RATIO
-from ppo.rollout import Batch
 
 _NOISE = {np.dtype(kind): 8.0 * float(np.finfo(kind).eps) for kind in (np.float32, np.float64)}
 
@@ -22,7 +21,7 @@ __all__ = ["normalized", "policy_loss", "value_loss"]
 
 def normalized(x: np.ndarray) -> np.ndarray:
     """`ppo.advantages.normalize` of a vector."""
-    mean = _mean(x)
+    mean = _share(x, len(x))
     centered = x - mean
     variance = float(np.dot(centered, centered)) / len(x)
     noise = _NOISE[x.dtype] * mean
@@ -37,9 +36,20 @@ def policy_loss(
     old_log_probs: np.ndarray,
     advantages: np.ndarray,
     settings: LossSettings,
-    d_log_probs: np.ndarray,
-) -> tuple[float, float, float]:
-    """Write d loss / d log-prob `[B]`; returns policy loss, approximate KL and clip fraction."""
+    num_rows: int,
+) -> tuple[float, float, float, np.ndarray]:
+    """What these rows add to a minibatch's policy loss, approximate KL and clip fraction.
+
+    Args:
+        log_probs: Of the policy as it is now, `[R]`.
+        old_log_probs: Of the policy that acted, `[R]`.
+        advantages: Normalised, if they are to be, `[R]`.
+        settings: Of the loss.
+        num_rows: All rows of the minibatch, B.
+
+    Returns:
+        The three numbers, and d loss / d log-prob `[R]`.
+    """
     low = high = settings.clip_range
     if settings.clip_range_high is not None:
         high = settings.clip_range_high
@@ -60,32 +70,46 @@ def policy_loss(
         bound = np.where(advantages < 0.0, settings.dual_clip * advantages, -np.inf)
         pulls &= objective >= bound
         np.maximum(objective, bound, out=objective)
-    np.multiply(surrogate, pulls, out=d_log_probs)
-    d_log_probs /= -len(difference)
+    surrogate *= pulls
+    surrogate /= -num_rows
     outside = np.abs(change) > low if high == low else (change < -low) | (change > high)
     change -= log_ratio
-    return -_mean(objective), _mean(change), np.count_nonzero(outside) / len(change)
+    fraction = np.count_nonzero(outside) / num_rows
+    return -_share(objective, num_rows), _share(change, num_rows), fraction, surrogate
 
 
 def value_loss(
-    values: np.ndarray, batch: Batch, settings: LossSettings, d_values: np.ndarray
-) -> float:
-    """Write d (value_coef * loss) / d value `[B]`; returns the value loss."""
-    returns = batch.returns.numpy()
+    values: np.ndarray,
+    returns: np.ndarray,
+    old_values: np.ndarray,
+    settings: LossSettings,
+    num_rows: int,
+) -> tuple[float, np.ndarray]:
+    """What these rows add to a minibatch's value loss.
+
+    Args:
+        values: Of the critic as it is now, `[R]`.
+        returns: What they should be, `[R]`.
+        old_values: Of the critic at the rollout, `[R]`.
+        settings: Of the loss.
+        num_rows: All rows of the minibatch, B.
+
+    Returns:
+        The number, and d (value_coef * loss) / d value `[R]`.
+    """
     error = values - returns
     square = error * error
-    np.multiply(error, 2.0 * settings.value_coef / len(error), out=d_values)
+    error *= 2.0 * settings.value_coef / num_rows
     limit = settings.value_clip_range
     if limit is not None:
-        old = batch.values.numpy()
-        step = values - old
+        step = values - old_values
         clipped = np.clip(step, -limit, limit)
-        other = old + clipped - returns
+        other = old_values + clipped - returns
         other *= other
-        d_values[(clipped != step) & (other > square)] = 0.0
+        error[(clipped != step) & (other > square)] = 0.0
         np.maximum(square, other, out=square)
-    return _mean(square)
+    return _share(square, num_rows), error
 
 
-def _mean(x: np.ndarray) -> float:
-    return float(np.add.reduce(x)) / len(x)
+def _share(x: np.ndarray, num_rows: int) -> float:
+    return float(np.add.reduce(x)) / num_rows

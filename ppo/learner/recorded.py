@@ -19,7 +19,6 @@ __all__ = ["RecordedGradient"]
 
 # Beyond these, arithmetic outweighs what a recording saves.
 _LARGEST_PARAMETER = 256 * 256
-_MOST_ROWS = 2**15
 _MOST_ROWS_OF_SEQUENCES = 2**10
 _MOST_RECORDINGS = 16
 _MOST_PADDING = 2  # rows with those that mean nothing, for one of a minibatch
@@ -70,18 +69,18 @@ class RecordedGradient:
         """Write the gradient of one minibatch; returns the `METRICS`."""
         if not (self._repeatable and _worth_it(batch)):
             return self._by_autograd(batch, settings)
-        rows = FixedRows.of(batch)
-        key = _key(rows, settings)
+        parts = FixedRows.of(batch)
+        key = _key(parts, settings)
         if key not in self._recordings:
             metrics = self._by_autograd(batch, settings)
-            if not self._record(key, rows, settings):
+            if not self._record(key, parts[0], settings):
                 self._recordings.clear()
                 self._repeatable = False
                 return metrics
         recording = self._recordings[key] = self._recordings.pop(key)  # the last to be dropped
-        metrics = recording.replay(rows, batch, settings)
-        new = recording.replays <= 2
-        due = new or recording.replays % _REPLAYS_PER_COMPARISON == 0
+        new = recording.replays < 2
+        due = new or (recording.replays + 1) % _REPLAYS_PER_COMPARISON == 0
+        metrics = recording.replay(parts, batch, settings, keep=due)
         if due and not recording.agrees(batch):
             self._recordings.clear()
             self._repeatable = not new
@@ -116,8 +115,9 @@ class RecordedGradient:
         Raises:
             KeyError: There is no recording for this minibatch.
         """
-        rows = FixedRows.of(batch)
-        return self._recordings[_key(rows, settings)].replay_half(rows, batch, settings, critic)
+        parts = FixedRows.of(batch)
+        recording = self._recordings[_key(parts, settings)]
+        return recording.replay(parts, batch, settings, actor=not critic, critic=critic)
 
     def holds(self, num_replays: int) -> bool:
         """Whether autograd agrees with all recordings that are due to be compared that soon."""
@@ -172,10 +172,10 @@ class RecordedGradient:
 def _worth_it(batch: Batch) -> bool:
     """Whether overhead weighs more than arithmetic, and rows more than padding."""
     if batch.sequences is None:
-        return len(batch) <= _MOST_ROWS
+        return True
     rows = math.prod(batch.sequences.extended_shape)
     return rows <= min(_MOST_ROWS_OF_SEQUENCES, _MOST_PADDING * len(batch))
 
 
-def _key(rows: FixedRows, settings: LossSettings) -> tuple[object, ...]:
-    return rows.shape, settings.entropy_coef != 0.0
+def _key(parts: Sequence[FixedRows], settings: LossSettings) -> tuple[object, ...]:
+    return parts[0].shape, settings.entropy_coef != 0.0

@@ -46,8 +46,21 @@ def _same_type(result: Tensor, values: Sequence[Any]) -> bool:
     )
 
 
+# What takes `out` by position, too, which is a third faster for few numbers.
+_BY_POSITION = {
+    *(np.add, np.subtract, np.multiply, np.divide, np.negative, np.exp, np.log, np.tanh, np.sqrt),
+    *(np.expm1, np.log1p, np.greater_equal, np.less_equal, np.greater, np.less, np.dot, np.matmul),
+}
+
+
 def _written_by(function: Callable[..., Any], out: Any, *args: Any) -> Step:
+    if function in _BY_POSITION:
+        return function, (*args, out)
     return functools.partial(function, out=out), args
+
+
+def _copied_where(mask: np.ndarray, out: np.ndarray, source: np.ndarray) -> Step:
+    return np.copyto, (out, source, "same_kind", mask)
 
 
 def _elementwise(ufunc: np.ufunc) -> Kernel:
@@ -66,7 +79,8 @@ def _comparison(ufunc: np.ufunc) -> Kernel:
     def kernel(result: Tensor, x: Tensor, other: Any) -> list[Step] | None:
         if not _same_type(x, [other]):
             return None
-        return [_written_by(ufunc, result.numpy(), *_arrays([x, other]))]
+        array = x.numpy()
+        return [_written_by(ufunc, result.numpy(), array, np.asarray(other, array.dtype))]
 
     return kernel
 
@@ -96,11 +110,10 @@ def _tanh_backward(result: Tensor, grad: Tensor, tanh: Tensor) -> list[Step] | N
     if not _same_type(result, [grad, tanh]):
         return None
     d, h, out = _arrays([grad, tanh, result])
-    slope, one = np.empty_like(h), np.ones((), h.dtype)
     return [
-        _written_by(np.multiply, slope, h, h),
-        _written_by(np.subtract, slope, one, slope),
-        _written_by(np.multiply, out, d, slope),
+        _written_by(np.multiply, out, h, h),
+        _written_by(np.subtract, out, np.ones((), h.dtype), out),
+        _written_by(np.multiply, out, d, out),
     ]
 
 
@@ -110,9 +123,10 @@ def _threshold_backward(result: Tensor, grad: Tensor, x: Tensor, at: Any) -> lis
     d, h, out = _arrays([grad, x, result])
     stops = np.empty(h.shape, np.bool_)
     return [
-        _written_by(np.less_equal, stops, h, at),  # false for NaN, which passes in torch too
+        # False for NaN, which passes in torch too.
+        _written_by(np.less_equal, stops, h, np.asarray(at, h.dtype)),
         (np.copyto, (out, d)),
-        (functools.partial(np.copyto, where=stops), (out, 0.0)),
+        _copied_where(stops, out, np.zeros((), out.dtype)),
     ]
 
 
@@ -122,7 +136,7 @@ def _where(result: Tensor, condition: Tensor, x: Tensor, other: Tensor) -> list[
     mask, yes, no, out = _arrays([condition, x, other, result])
     return [
         (np.copyto, (out, no)),
-        (functools.partial(np.copyto, where=mask), (out, yes)),
+        _copied_where(mask, out, yes),
     ]
 
 
@@ -140,7 +154,7 @@ def _cat(result: Tensor, parts: Sequence[Tensor], axis: int = 0) -> list[Step] |
 def _argmax(result: Tensor, x: Tensor, axis: Any = None, keep: bool = False) -> list[Step] | None:
     if axis is None or keep or x.dtype not in (torch.float32, torch.float64):
         return None
-    return [_written_by(functools.partial(np.argmax, axis=axis), result.numpy(), x.numpy())]
+    return [(x.numpy().argmax, (axis, result.numpy()))]
 
 
 def _sum(result: Tensor, x: Tensor, axes: Any, keep: bool = False) -> list[Step] | None:

@@ -35,6 +35,20 @@ _TRAINS_IN_PLACE = {_aten.native_batch_norm.default, _aten._batch_norm_impl_inde
 # Their last result is for their backward pass alone, which needs it with gradients only.
 _KEEPS_FOR_BACKWARD = {_aten.mkldnn_rnn_layer.default}
 
+# Which arguments the result may lie in place of: kernels write it before they read others again.
+_IN_PLACE = {
+    _aten.add.Tensor: (0, 1),
+    _aten.sub.Tensor: (0, 1),
+    _aten.mul.Tensor: (0, 1),
+    _aten.div.Tensor: (0, 1),
+    _aten.neg.default: (0,),
+    _aten.exp.default: (0,),
+    _aten.tanh.default: (0,),
+    _aten.relu.default: (0,),
+    _aten.tanh_backward.default: (1,),
+    _aten.threshold_backward.default: (0, 1),
+}
+
 
 class UnsupportedError(Exception):
     """The recorded operations cannot be repeated."""
@@ -193,7 +207,10 @@ class Tape:
             if not (self.can_move(result) and home.is_contiguous()):
                 raise ValueError("only a contiguous result with memory of its own can be moved")
             moved[result.untyped_storage().data_ptr()] = home
-        parts = self._parts if only is None else self._leading_to(only)[0]
+        parts = self._parts
+        if only is not None:
+            parts = self._leading_to(only)[0]
+            moved |= self._in_place([*itertools.chain(*parts)], _storages(only) | moved.keys())
         for call in itertools.chain(*parts):
             if call.operator in _KEEPS_FOR_BACKWARD:
                 kept = call.result[-1]
@@ -201,6 +218,34 @@ class Tape:
         return [
             Program([step for call in part for step in self._steps(call, moved)]) for part in parts
         ]
+
+    def _in_place(self, calls: Sequence[_Call], fixed: set[int]) -> dict[int, Tensor]:
+        """Results that go to the memory of an argument which nothing reads any more.
+
+        The less memory a program goes through, the more of it stays in the processor's cache.
+        """
+        read = [_storages(_tensors((call.args, call.kwargs))) for call in calls]
+        last = {place: index for index, places in enumerate(read) for place in places}
+        fixed = fixed | self._changed
+        moved: dict[int, Tensor] = {}
+        fresh: set[int] = set()  # memory that is written in every run
+        for index, call in enumerate(calls):
+            memory = _storages(_tensors(call.result))
+            for position in _IN_PLACE.get(call.operator, ()):
+                argument, result = call.args[position], call.result
+                if not isinstance(argument, Tensor) or memory & fixed:
+                    continue
+                place = argument.untyped_storage().data_ptr()
+                free = place in fresh - fixed and last[place] == index
+                alone = sum(place in _storages([x]) for x in _tensors(call.args)) == 1
+                alike = argument.shape == result.shape and argument.dtype == result.dtype
+                movable = self.can_move(argument) and self.can_move(result)
+                if free and alone and alike and movable:
+                    moved[result.untyped_storage().data_ptr()] = moved.get(place, argument.detach())
+                    break
+            if read[index] and call.operator not in CONSTANTS and not memory & read[index]:
+                fresh |= memory
+        return moved
 
     def depends(self, results: Sequence[Tensor], source: Tensor) -> bool:
         """True if any of the recorded results was computed from this tensor."""
