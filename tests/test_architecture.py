@@ -17,6 +17,7 @@ FLOORS = [
     {
         "_version",
         "errors",
+        "_allocator",
         "_checks",
         "_files",
         "_masks",

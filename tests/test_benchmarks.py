@@ -149,3 +149,12 @@ def test_compare_refuses_results_of_different_benchmarks(run, tmp_path):
     done = run("compare.py", old, new)
     assert done.returncode == 2
     assert "is a result of throughput" in done.stderr
+
+
+def test_samples_of_a_profile_are_counted_by_the_part_they_lie_in(run, tmp_path):
+    lines = ["main (x.py:1);step (gymnasium/core.py:3) 3", "main (x.py:1);other (y.py:2) 1", " 9"]
+    (tmp_path / "stacks.txt").write_text("\n".join(lines), encoding="utf-8")
+    done = run("profiles.py", "--stacks", "stacks.txt")
+    assert done.returncode == 0, done.stderr
+    shares = [line.split()[-2] for line in done.stdout.splitlines()]
+    assert shares == ["75.0", "25.0"]

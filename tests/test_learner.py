@@ -27,6 +27,7 @@ from torch import nn
 
 from ppo import ActorCritic, Batch, Evaluation, PolicyConfig, make_policy
 from ppo.errors import ConfigError, NonFiniteError
+from ppo.learner import learner as learner_module
 from ppo.learner.adaptive_rate import MAX_SCALE
 from ppo.learner.eager import METRICS, EagerGradient
 from ppo.learner.learner import parameter_groups
@@ -568,3 +569,13 @@ def test_without_an_adaptive_rate_the_state_is_that_of_the_optimizer():
         "exp_avg_sq",
         "step",
     }
+
+
+@pytest.mark.parametrize(("features", "wanted"), [(4, 0), (2048, 1)])
+def test_only_a_large_policy_lets_the_process_keep_what_it_frees(features, wanted, monkeypatch):
+    calls = []
+    monkeypatch.setattr(learner_module, "keep_freed_memory", lambda: calls.append(1))
+    space = spaces.Box(0, 255, (36, 36), np.uint8)
+    config = PolicyConfig(hidden_sizes=(), cnn_features=features, shared=True)
+    make_learner(make_policy(space, DISCRETE, config))
+    assert len(calls) == wanted

@@ -9,8 +9,10 @@ from environments import CountingEnv
 from torch import nn
 
 from ppo import RolloutCollector
+from ppo._threads import threads
 from ppo.collector.policy_calls import PolicyCalls
 from ppo.policies import ObservationNormalizer
+from ppo.recording import RecordedCall
 from ppo.spaces import Leaf
 
 CPU = torch.device("cpu")
@@ -307,3 +309,18 @@ def test_actions_of_a_wrong_shape_or_type_are_named_with_what_was_wanted(answer,
     calls.begin()
     with pytest.raises(ValueError, match=rf"act of Answering returned {got}, wanted Tensor \[5\]:"):
         calls.act(np.zeros((5, 3), np.float32), None, None)
+
+
+def test_few_numbers_are_acted_on_by_one_thread():
+    seen = []
+
+    def look(x, *_):
+        seen.append(torch.get_num_threads())
+        return x
+
+    call = RecordedCall(None, look, CPU)
+    with threads(3):
+        call.plainly(np.zeros(2**18, np.uint8))
+        call.plainly(np.zeros(2**18, np.uint8), np.zeros(1, np.float32))
+        assert torch.get_num_threads() == 3
+    assert seen == [1, 3]

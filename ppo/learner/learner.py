@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppo._allocator import keep_freed_memory
 from ppo._threads import threads
 from ppo.errors import ConfigError, NonFiniteError
 from ppo.learner.adaptive_rate import MAX_SCALE, MIN_SCALE, adapted_scale
@@ -306,6 +307,8 @@ def _fastest_gradient(policy: nn.Module, optimizer: FlatOptimizer) -> Gradient:
     """A recording where that pays, else autograd; both compute the same gradient."""
     if RecordedGradient.supports(optimizer):
         return RecordedGradient(policy, optimizer)
+    if any(parameter.device.type == "cpu" for parameter in optimizer.members):
+        keep_freed_memory()  # a network that large has large activations
     return EagerGradient(policy, optimizer)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppo._threads import threads
 from ppo.recording.fingerprint import Fingerprint
 from ppo.recording.tape import Tape, UnsupportedError
 
@@ -19,6 +20,8 @@ __all__ = ["RecordedCall"]
 # Beyond these, arithmetic outweighs what a recording saves.
 _LARGEST_PARAMETER = 256 * 256
 _LARGEST_INPUT = 2**16
+
+_FEW = 2**18  # numbers; with fewer, torch's threads wait for one another more than they work
 
 _REPLAYS_PER_COMPARISON = 256
 
@@ -87,7 +90,9 @@ class RecordedCall:
     def plainly(self, *inputs: np.ndarray) -> list[np.ndarray]:
         """The function's results, by the function."""
         tensors = [torch.from_numpy(array.copy()).to(self._device) for array in inputs]
-        return [result.cpu().numpy() for result in _as_tuple(self._function(*tensors))]
+        few = sum(array.size for array in inputs) <= _FEW
+        with threads(1 if few else None):
+            return [result.cpu().numpy() for result in _as_tuple(self._function(*tensors))]
 
     def _compared(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Replay if the function gives the same with the same numbers, or leave it to it."""

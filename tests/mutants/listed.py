@@ -1792,6 +1792,44 @@ HELPER = [
     ),
 ]
 
+IMAGES = [
+    Mutant(
+        "what a large policy frees goes back to the system",
+        "learner/learner.py",
+        "keep_freed_memory()  #",
+        "pass  #",
+        ("learner",),
+    ),
+    Mutant(
+        "freed memory is kept in small blocks only",
+        "_allocator.py",
+        "mallopt(_M_TRIM_THRESHOLD, _KEPT)",
+        "pass",
+        ("allocator",),
+    ),
+    Mutant(
+        "freed memory is kept against the user's word",
+        "_allocator.py",
+        "any(name in os.environ for name in decided)",
+        "False",
+        ("allocator",),
+    ),
+    Mutant(
+        "a few observations are acted on by all threads",
+        "recording/call.py",
+        "threads(1 if few else None)",
+        "threads(None)",
+        ("policy_calls",),
+    ),
+    Mutant(
+        "pixels are divided by 256",
+        "policies/bodies.py",
+        "pixels.div_(255.0)",
+        "pixels.div_(256.0)",
+        ("policies",),
+    ),
+]
+
 MUTANTS = [
     *ADVANTAGES,
     *STATISTICS,
@@ -1808,6 +1846,7 @@ MUTANTS = [
     *FAULTS,
     *OPTIONS,
     *HELPER,
+    *IMAGES,
 ]
 
 

@@ -16,7 +16,9 @@ def train(workload, num_updates, seed, tick):
         return (lambda remaining: remaining * value) if workload.decay else value
 
     if workload.pixels:
-        env = make_atari_env(workload.env, n_envs=workload.num_envs, seed=seed)
+        # Its wrapper skips frames by itself; the environment would skip three of four before.
+        once = {"frameskip": 1}
+        env = make_atari_env(workload.env, n_envs=workload.num_envs, seed=seed, env_kwargs=once)
         env = VecFrameStack(env, n_stack=4)
     else:
         env = make_vec_env(workload.env, n_envs=workload.num_envs, seed=seed)
