@@ -11,6 +11,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from gradient_study import GradientStudy
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,7 +41,7 @@ from ppo.learner.eager import EagerGradient, LossSettings
 from ppo.learner.flat_adam import FlatAdam
 from ppo.learner.learner import parameter_groups
 from ppo.learner.numpy_loss import normalized
-from ppo.learner.recorded import _MOST_RECORDINGS, RecordedGradient
+from ppo.learner.recorded import _MOST_RECORDINGS
 from ppo.losses import MAX_LOG_RATIO
 
 LOSS = LossSettings(0.2, 0.01, 0.5, None, False)
@@ -53,31 +54,7 @@ def _overflow_is_no_warning():
         yield
 
 
-class Study:
-    """A policy with its recorded and its eager gradient."""
-
-    def __init__(self, policy):
-        self.policy = policy
-        self.optimizer = FlatAdam(parameter_groups(policy), 1e-5)
-        self.recorded = RecordedGradient(policy, self.optimizer)
-        self.eager = EagerGradient(policy, self.optimizer)
-        self.begin()
-
-    def begin(self):
-        self.optimizer.bind()
-        self.recorded.begin()
-
-    def replays(self):
-        """How often each recording was replayed; none where autograd does the work."""
-        recordings = self.recorded._recordings.values()
-        return [recording.replays for recording in recordings] if self.recorded._repeatable else []
-
-    def gradient(self, gradient, batch, loss):
-        for vector in self.optimizer.gradients:
-            vector.fill_(torch.nan)  # every entry must be written
-        metrics = [float(metric) for metric in gradient(batch, loss)]
-        return metrics, [vector.clone() for vector in self.optimizer.gradients]
-
+class Study(GradientStudy):
     def nudge(self, generator):
         for vector in self.optimizer.parameters:
             vector.add_(0.05 * torch.randn(vector.shape, generator=generator, dtype=vector.dtype))

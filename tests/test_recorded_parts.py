@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from gradient_study import GradientStudy
 from hypothesis import given
 from hypothesis import strategies as st
 from small_policies import (
@@ -19,11 +20,8 @@ from torch import nn
 
 from ppo import Batch
 from ppo.learner import fixed_rows, learner, recorded
-from ppo.learner.eager import EagerGradient, LossSettings
+from ppo.learner.eager import LossSettings
 from ppo.learner.fixed_rows import FixedRows
-from ppo.learner.flat_adam import FlatAdam
-from ppo.learner.learner import parameter_groups
-from ppo.learner.recorded import RecordedGradient
 from ppo.trees import leaves
 
 LOSS = LossSettings(0.2, 0.01, 0.5, 0.3, True)
@@ -35,30 +33,12 @@ def of_few_rows(monkeypatch):
     monkeypatch.setattr(fixed_rows, "_ROWS_AT_ONCE", 8)
 
 
-class Study:
-    """A policy with its recorded and its eager gradient."""
-
-    def __init__(self, policy):
-        self.policy = policy
-        self.optimizer = FlatAdam(parameter_groups(policy), 1e-5)
-        self.recorded = RecordedGradient(policy, self.optimizer)
-        self.eager = EagerGradient(policy, self.optimizer)
-        self.recorded.begin()
-
-    def replays(self):
-        return self.recorded.replays if self.recorded._repeatable else []
-
-    def gradient(self, gradient, batch, loss):
-        for vector in self.optimizer.gradients:
-            vector.fill_(torch.nan)  # every entry must be written
-        metrics = [float(metric) for metric in gradient(batch, loss)]
-        return metrics, torch.cat(self.optimizer.gradients).numpy()
-
+class Study(GradientStudy):
     def check(self, batch, loss, rtol):
         metrics, ours = self.gradient(self.recorded, batch, loss)
         wanted, theirs = self.gradient(self.eager, batch, loss)
         np.testing.assert_allclose(metrics, wanted, rtol, atol=rtol)
-        np.testing.assert_allclose(ours, theirs, rtol, atol=rtol)
+        np.testing.assert_allclose(torch.cat(ours), torch.cat(theirs), rtol, atol=rtol)
 
 
 def in_double_precision(policy, rows, seed):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from gradient_study import GradientStudy
 from hypothesis import given
 from hypothesis import strategies as st
 from small_policies import (
@@ -19,11 +20,9 @@ from strategies import seeds
 
 from ppo import Batch, PolicyConfig
 from ppo.learner import critic_process, learner
-from ppo.learner.eager import EagerGradient, LossSettings
+from ppo.learner.eager import LossSettings
 from ppo.learner.fixed_rows import FixedRows
-from ppo.learner.flat_adam import FlatAdam
-from ppo.learner.learner import parameter_groups
-from ppo.learner.recorded import _MOST_PADDING, RecordedGradient
+from ppo.learner.recorded import _MOST_PADDING
 from ppo.sequences import Sequences
 
 LOSS = LossSettings(0.2, 0.01, 0.5, 0.3, True)
@@ -67,31 +66,12 @@ def random_lengths(seed, count=9, longest=16):
     return [*lengths.tolist(), longest]
 
 
-class Study:
-    """A policy with its recorded and its eager gradient."""
-
-    def __init__(self, policy):
-        self.policy = policy
-        self.optimizer = FlatAdam(parameter_groups(policy), 1e-5)
-        self.optimizer.bind()
-        self.recorded = RecordedGradient(policy, self.optimizer)
-        self.eager = EagerGradient(policy, self.optimizer)
-        self.recorded.begin()
-
-    def replays(self):
-        recordings = self.recorded._recordings.values()
-        return [recording.replays for recording in recordings] if self.recorded._repeatable else []
-
-    def gradient(self, gradient, batch):
-        for vector in self.optimizer.gradients:
-            vector.fill_(torch.nan)  # every entry must be written
-        metrics = [float(metric) for metric in gradient(batch, LOSS)]
-        return metrics, torch.cat([vector.clone() for vector in self.optimizer.gradients])
-
+class Study(GradientStudy):
     def check(self, batch):
-        metrics, ours = self.gradient(self.recorded, batch)
-        wanted, theirs = self.gradient(self.eager, batch)
+        metrics, ours = self.gradient(self.recorded, batch, LOSS)
+        wanted, theirs = self.gradient(self.eager, batch, LOSS)
         np.testing.assert_allclose(metrics, wanted, rtol=1e-4, atol=1e-5)
+        ours, theirs = torch.cat(ours), torch.cat(theirs)
         assert (ours - theirs).norm() <= 1e-4 * theirs.norm() + 1e-6
 
 
