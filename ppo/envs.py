@@ -15,6 +15,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from ppo._checks import check_positive_integer
+from ppo.atari import AtariSeeding
 from ppo.errors import EnvCreationError
 
 __all__ = [
@@ -60,6 +61,8 @@ class EnvSource:
 def make_env(env: str | EnvSpec, kwargs: Mapping[str, Any] | None = None) -> Env:
     """Make a registered environment; errors say what is missing and how to get it.
 
+    An Atari game of single frames is seeded by `AtariSeeding`.
+
     Args:
         env: A Gymnasium id, optionally `module:Id-v0`, or a spec.
         kwargs: Passed to `gymnasium.make`.
@@ -71,7 +74,8 @@ def make_env(env: str | EnvSpec, kwargs: Mapping[str, Any] | None = None) -> Env
     if isinstance(env, str):
         _find(env)
     try:
-        return gymnasium.make(env, disable_env_checker=True, **(kwargs or {}))
+        made = gymnasium.make(env, disable_env_checker=True, **(kwargs or {}))
+        return AtariSeeding(made) if AtariSeeding.fits(made) else made
     except gymnasium.error.DependencyNotInstalled as error:
         text = str(error).lower()
         extra = next((extra for word, extra in _EXTRAS.items() if word in text), None)

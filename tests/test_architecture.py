@@ -36,6 +36,7 @@ FLOORS = [
         "report",
         "progress",
         "spaces",
+        "atari",
         "envs",
         "policies",
         "config_parsing",

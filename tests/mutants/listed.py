@@ -1830,6 +1830,58 @@ IMAGES = [
     ),
 ]
 
+ATARI = [
+    Mutant(
+        "an Atari game goes on from the state of its last episode",
+        "atari.py",
+        "self._ale.restoreSystemState(self._loaded)",
+        "pass",
+        ("atari",),
+    ),
+    Mutant(
+        "an Atari game draws from the generator of its last episode",
+        "atari.py",
+        "self.unwrapped.np_random, _ = seeding.np_random(seed)",
+        "pass",
+        ("atari",),
+    ),
+    Mutant(
+        "an Atari game is loaded for every seed",
+        "atari.py",
+        "first = self._loaded is None",
+        "first = True",
+        ("atari",),
+    ),
+    Mutant(
+        "an action of the last episode sticks",
+        "atari.py",
+        "self._last = 0\n        return",
+        "return",
+        ("atari",),
+    ),
+    Mutant(
+        "actions stick twice",
+        "atari.py",
+        'self._ale.setFloat("repeat_action_probability", 0.0)',
+        "pass",
+        ("atari",),
+    ),
+    Mutant(
+        "actions never stick",
+        "atari.py",
+        "self.np_random.random() >= self._stickiness",
+        "True",
+        ("atari",),
+    ),
+    Mutant(
+        "frames that the game skips by itself count as one for sticky actions",
+        "atari.py",
+        'options.get("frameskip") == 1 and',
+        "True and",
+        ("atari",),
+    ),
+]
+
 MUTANTS = [
     *ADVANTAGES,
     *STATISTICS,
@@ -1847,6 +1899,7 @@ MUTANTS = [
     *OPTIONS,
     *HELPER,
     *IMAGES,
+    *ATARI,
 ]
 
 

@@ -15,10 +15,6 @@ OURS = {
     "ppo-lstm-shared": ("peers.ppo_agent", {"memory": "lstm", "shared": True}),
     "ppo-gru": ("peers.ppo_agent", {"memory": "gru"}),
     "ppo-bfloat16": ("peers.ppo_agent", {"precision": "bfloat16"}),
-    "ppo-bfloat16-one-seed": (
-        "peers.ppo_agent",
-        {"precision": "bfloat16", "one_seed": True, "num_workers": 2},
-    ),
 }
 
 OTHERS = {
@@ -34,9 +30,8 @@ OTHERS = {
 PEERS = OURS | OTHERS
 
 # The others are written here for vectors only.
-_HALF = {"ppo-bfloat16", "ppo-bfloat16-one-seed"}
-FOR_PIXELS = {"ppo", "ppo-0-workers", "ppo-2-workers", "sb3"} | _HALF
-FOR_VECTORS = set(PEERS) - _HALF
+FOR_PIXELS = {"ppo", "ppo-0-workers", "ppo-2-workers", "ppo-bfloat16", "sb3"}
+FOR_VECTORS = set(PEERS) - {"ppo-bfloat16"}
 
 
 class UnsupportedError(Exception):

@@ -59,16 +59,6 @@ def mlp(num_inputs, width, num_outputs, gain):
     return nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2])
 
 
-class SeededOnce(gymnasium.Wrapper):
-    """Keeps all seeds but the first from an Atari game, which every seed loads anew, in 0.1 s."""
-
-    seeded = False
-
-    def reset(self, *, seed=None, options=None):
-        seed, self.seeded = None if self.seeded else seed, True
-        return self.env.reset(seed=seed, options=options)
-
-
 ATARI = {
     "env_kwargs": {"frameskip": 1},
     "wrappers": [
@@ -115,15 +105,10 @@ def make_config(workload, *, precision="float32", memory=None, shared=False, **c
     ).replace(**changes)
 
 
-def train(workload, num_updates, seed, tick, *, own_module=False, one_seed=False, **changes):
+def train(workload, num_updates, seed, tick, *, own_module=False, **changes):
     torch.manual_seed(seed)
     policy = OwnPolicy(workload) if own_module else None
     agent = PPOAgent(policy, config=make_config(workload, **changes), seed=seed)
     steps = num_updates * workload.rollout_size
-
-    def seeded_once():
-        return SeededOnce(agent.config.env_factory()())
-
-    env = seeded_once if one_seed else workload.env
-    agent.learn(env, steps, callback=lambda report: tick(), progress=False)
+    agent.learn(workload.env, steps, callback=lambda report: tick(), progress=False)
     return agent.act
