@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import pickle
 
@@ -18,6 +19,7 @@ from ppo.policies import (
     PolicyConfig,
     make_policy,
 )
+from ppo.policies.bodies import NatureCNN
 from ppo.policies.heads import CategoricalHead
 
 small_policies = st.builds(
@@ -112,6 +114,11 @@ class DoublingMLP(MLP):
         return 2.0 * super().forward(x)
 
 
+class DarkerCNN(NatureCNN):
+    def forward(self, obs):
+        return 0.5 * super().forward(obs)
+
+
 class SharperHead(CategoricalHead):
     def forward(self, features):
         return Categorical(5.0 * self.linear(features))
@@ -137,7 +144,24 @@ def unusual_policies():
     for activation in ("elu", "gelu", "silu"):
         yield activation, make_policy(PLANE, THREE, PolicyConfig(activation=activation))
     yield "large", make_policy(PLANE, THREE, PolicyConfig(hidden_sizes=(256, 256)))
-    yield "image", make_policy(IMAGE, THREE, SMALL_CNN)
+    yield "stacked vectors", make_policy(PLANE, THREE, PolicyConfig(frame_stack=2))
+    yield (
+        "image and memory",
+        make_policy(IMAGE, THREE, dataclasses.replace(SMALL_CNN, memory="lstm")),
+    )
+    policy = make_policy(IMAGE, THREE, SMALL_CNN)
+    policy.actor_body.convolutions[2] = nn.Conv2d(32, 64, 4, 2, padding_mode="circular")
+    yield "foreign convolution", policy
+    policy = make_policy(IMAGE, THREE, SMALL_CNN)
+    policy.actor_body.linear.append(nn.Dropout(0.5))
+    yield "layer behind an encoder", policy
+    policy = make_policy(IMAGE, THREE, SMALL_CNN)
+    policy.normalizer = nn.LayerNorm(44)
+    yield "normalised image", policy
+    yield "image in float64", make_policy(IMAGE, THREE, SMALL_CNN).double()
+    policy = make_policy(IMAGE, THREE, SMALL_CNN)
+    policy.actor_body = DarkerCNN(IMAGE.shape, generator(), 16)
+    yield "subclass of an encoder", policy
     policy = make_policy(PLANE, THREE)
     policy.actor_body = nn.Sequential(nn.Linear(3, 64), nn.LayerNorm(64))
     yield "foreign body", policy

@@ -10,9 +10,14 @@ from hypothesis import strategies as st
 from strategies import law, seeds
 
 from ppo import Evaluation, PolicyConfig, PPOAgent, PPOConfig
+from ppo.collector.acting import Stacks
+from ppo.collector.buffers import Buffers, Layout
 from ppo.collector.stacking import FrameIndex
 from ppo.frames import FrameStack, newest, to_tensor
 from ppo.policies.state import PolicyState
+from ppo.spaces import Leaf
+
+LEAF = Leaf((), np.dtype(np.int64))
 
 
 class StackPolicy:
@@ -93,11 +98,57 @@ def test_frames_are_stored_once():
     assert torch.equal(joined, to_tensor(rollout.obs).flatten(0, 1)[order])
 
 
-def test_the_number_of_workers_changes_nothing():
-    config = PolicyConfig(hidden_sizes=(4,), frame_stack=3)
-    alone = collect(CountingEnv, [5, 9], config)
-    for num_workers in (1, 2):
-        assert_identical(collect(CountingEnv, [5, 9], config, num_workers=num_workers), alone)
+@pytest.mark.parametrize(
+    ("env", "config"),
+    [
+        (CountingEnv, PolicyConfig(hidden_sizes=(4,), frame_stack=3)),
+        (ImageEnv, PolicyConfig(hidden_sizes=(), cnn_features=8, frame_stack=3)),
+    ],
+    ids=["vectors", "images"],
+)
+def test_the_number_of_workers_changes_nothing(env, config):
+    alone = collect(env, [5, 9, 1], config)
+    for num_workers in (1, 2, 3):
+        assert_identical(collect(env, [5, 9, 1], config, num_workers=num_workers), alone)
+
+
+class SelfActing(StackPolicy):
+    """Acts where the environments are, in some of the rollouts."""
+
+    def __init__(self, frame_stack, turns):
+        super().__init__(frame_stack)
+        self.turns = iter(turns)
+
+    def snapshot(self):
+        return Recorder(self.seen) if next(self.turns) else None
+
+
+class Recorder:
+    """An actor that sees two environments at once."""
+
+    group_size = 2
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def __call__(self, obs, noise):
+        self.seen.append(torch.from_numpy(obs.copy()))
+        return np.zeros(len(obs), np.int64)
+
+
+@pytest.mark.parametrize("frame_stack", [2, 4])
+@pytest.mark.parametrize("turns", [[1, 1, 1, 1], [1, 0, 1, 0], [0, 1, 0, 0]], ids=str)
+def test_an_actor_sees_what_is_stored_whoever_acted_before(frame_stack, turns):
+    policy = SelfActing(frame_stack, turns)
+    rollouts = collect(CountingEnv, [7, 1, 2, 9], policy, num_envs=4)
+    seen = iter(policy.seen)
+    for rollout, by_itself in zip(rollouts, turns, strict=True):
+        for stored in to_tensor(rollout.obs):
+            acted = torch.cat([next(seen), next(seen)]) if by_itself else next(seen)
+            assert torch.equal(acted, stored)
+    for column in range(4):
+        for rollout, t, history in expected_stacks(rollouts, column, frame_stack):
+            assert to_tensor(rollout.obs)[t, column].tolist() == [list(item) for item in history]
 
 
 def test_the_normaliser_counts_every_frame_once():
@@ -127,11 +178,18 @@ def test_acting_and_storing_agree_on_every_stack(seed, num_steps, num_envs, fram
         state.age = np.maximum(age - (frame_stack - 1 - step), 0)
         state.see(frames[step], frame_stack)
     state.age = age.copy()
+    buffers = Buffers(
+        Layout(num_steps, num_envs, Leaf((2,), np.dtype(float)), LEAF, history=frame_stack - 1)
+    )
+    buffers.frames[:], buffers.ages[:] = frames, age
+    buffers.valid[:], buffers.truncated[:] = ~ended, False  # lost rows end episodes as well
+    stacks = Stacks(buffers, slice(1, num_envs))
     index = FrameIndex(age, ended, frame_stack)
     stored = index.stacks(frames, torch.from_numpy).tensor().numpy()
     for t in range(num_steps):
         seen = state.see(frames[frame_stack - 1 + t], frame_stack)
         np.testing.assert_array_equal(seen, stored[t])
+        np.testing.assert_array_equal(stacks.at(t), stored[t, 1:])
         state.after(ended[t])
     np.testing.assert_array_equal(
         state.see(frames[frame_stack - 1 + num_steps], frame_stack), index.last(frames)

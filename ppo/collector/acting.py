@@ -10,29 +10,60 @@ import numpy as np
 from ppo.collector.buffers import Buffers
 from ppo.collector.columns import Columns, Part
 from ppo.policies.protocol import Actor
+from ppo.trees import map_tree
 
-__all__ = ["GROUP_SIZE", "run_actor"]
+__all__ = ["GROUP_SIZE", "Stacks", "run_actor"]
 
 GROUP_SIZE = 32
 """Environments per call of an actor.
 
 A matrix product rounds differently for different numbers of rows. Actors therefore always see the
 same groups of environments, whoever owns them: a process that owns a part of a group computes the
-group's full size, with zeros in the rows of the others.
+group's full size, with zeros in the rows of the others. An actor's own `group_size` divides it.
 """
+
+
+class Stacks:
+    """The latest frames of some columns, row after row.
+
+    As `ppo.collector.stacking.FrameIndex` has them for a whole rollout.
+    """
+
+    def __init__(self, buffers: Buffers, columns: slice) -> None:
+        self._buffers, self._columns, self._row = buffers, columns, 0
+        self._back = np.arange(buffers.layout.history + 1)[::-1]
+        self._numbers = np.arange(buffers.layout.num_envs)[columns, None]
+        self._ages = buffers.ages[columns]
+
+    def ages(self, t: int) -> np.ndarray:
+        """Steps since the episodes began, at row `t`, not before the last one asked for; `[n]`."""
+        while self._row < t:
+            ended = self._buffers.ended((self._row, self._columns))
+            self._ages = np.where(ended, 0, self._ages + 1)
+            self._row += 1
+        return self._ages
+
+    def at(self, t: int) -> Any:
+        """The stacks that are acted on in row `t`, a tree of `[n, k, ...]`."""
+        rows = len(self._back) - 1 + t - np.minimum(self._back, self.ages(t)[:, None])
+        return map_tree(lambda frames: frames[rows, self._numbers], self._buffers.frames)
 
 
 class _Group:
     """The part of one group of environments that lies in `columns`."""
 
-    def __init__(self, columns: Part, buffers: Buffers, start: int, num_steps: int) -> None:
+    def __init__(
+        self, columns: Part, buffers: Buffers, start: int, size: int, num_steps: int
+    ) -> None:
         layout = buffers.layout
-        size = min(GROUP_SIZE, layout.num_envs - start)
+        size = min(size, layout.num_envs - start)
         first = max(start, columns.first)
         stop = min(start + size, columns.first + columns.num_envs)
         own = slice(first, stop)
         self._rows = slice(first - start, stop - start)
-        self._obs = np.zeros((size, *layout.obs.shape), layout.obs.dtype)
+        stacked = (layout.history + 1,) if layout.history else ()
+        self._obs = np.zeros((size, *stacked, *layout.obs.shape), layout.obs.dtype)
+        self._stacks = Stacks(buffers, own) if stacked else None
         self._own_obs, self._given_obs = self._obs[self._rows], buffers.obs[:, own]
         self._noise = np.zeros((num_steps, size, layout.noise_size), np.float32)
         self._noise[:, self._rows] = buffers.noise[:num_steps, own]
@@ -42,7 +73,7 @@ class _Group:
 
     def act(self, actor: Any, t: int) -> None:
         """Write `actions[t]` of these columns, and `states[t + 1]` where there is a memory."""
-        self._own_obs[...] = self._given_obs[t]
+        self._own_obs[...] = self._given_obs[t] if self._stacks is None else self._stacks.at(t)
         noise = self._noise[t]
         if not self._remembers:
             self._actions[t] = actor(self._obs, noise)[self._rows]
@@ -53,10 +84,10 @@ class _Group:
         self._buffers.states[t + 1, self._own] = states[self._rows]
 
 
-def _groups(columns: Part, buffers: Buffers, num_steps: int) -> Iterator[_Group]:
-    first_group = columns.first // GROUP_SIZE * GROUP_SIZE
-    for start in range(first_group, columns.first + columns.num_envs, GROUP_SIZE):
-        yield _Group(columns, buffers, start, num_steps)
+def _groups(columns: Part, buffers: Buffers, size: int, num_steps: int) -> Iterator[_Group]:
+    first_group = columns.first // size * size
+    for start in range(first_group, columns.first + columns.num_envs, size):
+        yield _Group(columns, buffers, start, size, num_steps)
 
 
 def run_actor(
@@ -66,11 +97,12 @@ def run_actor(
 
     What 32 environments consist of stays in the cache, what hundreds do does not.
     """
+    size = getattr(actor, "group_size", GROUP_SIZE)
     parts = columns.parts(GROUP_SIZE)
     for part in parts[1:]:  # so that the least progress is where the work is
         buffers.progress[part.first : part.first + part.num_envs] = num_steps
     for part in parts:
-        groups = list(_groups(part, buffers, num_steps))
+        groups = list(_groups(part, buffers, size, num_steps))
         buffers.progress[part.first : part.first + part.num_envs] = first_step
         for t in range(first_step, num_steps):
             for group in groups:

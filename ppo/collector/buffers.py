@@ -64,6 +64,7 @@ class Layout:
             "truncated": (rows, Leaf((), flag)),
             "valid": (rows, Leaf((), flag)),
             "progress": ((1, self.num_envs), Leaf((), np.dtype(np.int64))),
+            "ages": ((1, self.num_envs), Leaf((), np.dtype(np.int64))),
             "started": ((1, self.num_envs), Leaf((), np.dtype(np.int64))),
             "episode_seeds": ((1, self.num_envs), Leaf((), np.dtype(np.int64))),
         }
@@ -110,6 +111,7 @@ class Buffers:
         valid: `[T, N]`.
         progress: Steps done in this rollout, per column `[N]`; shows which worker hangs. All are
             said to be done of columns whose turn is still to come.
+        ages: Steps since the episodes began, at the first row, per column `[N]`.
         started: Row with the first observation of the current episode, per column `[N]`, below 0
             if it lies in an earlier rollout; one more than that, and so more than `progress`,
             while an environment is in `reset`.
@@ -128,6 +130,7 @@ class Buffers:
     truncated: np.ndarray
     valid: np.ndarray
     progress: np.ndarray
+    ages: np.ndarray
     started: np.ndarray
     episode_seeds: np.ndarray
 
@@ -146,7 +149,7 @@ class Buffers:
 
         for name, (axes, tree) in layout.trees().items():
             setattr(self, name, map_tree(functools.partial(place, axes), tree))
-        for name in ("progress", "started", "episode_seeds"):
+        for name in ("progress", "ages", "started", "episode_seeds"):
             setattr(self, name, getattr(self, name)[0])
         if fd is None:
             self.valid[:] = True  # until it is known better; in a file it may be known already

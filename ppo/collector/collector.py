@@ -335,6 +335,7 @@ class RolloutCollector:
         assert buffers is not None
         buffers.begin()
         buffers.states[0] = calls.state.memory
+        buffers.ages[:] = calls.state.age
         if self._masked.any():
             buffers.masks[:, ~self._masked] = True
         if old is not None:
@@ -366,8 +367,7 @@ class RolloutCollector:
         actor = None if make_snapshot is None or masked else make_snapshot()
         if actor is not None:
             raw.harvest = self._backend.run(actor, num_steps)
-            if calls.remembers:
-                calls.state.memory = buffers.remembered(num_steps)
+            calls.follow(buffers, num_steps)
             return
         calls.begin()
         self._backend.begin(num_steps)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppo.collector.acting import Stacks
+from ppo.collector.buffers import Buffers
 from ppo.errors import SpaceError
 from ppo.policies.protocol import takes
 from ppo.policies.state import PolicyState, frame_stack_of, state_size_of
@@ -91,6 +93,15 @@ class PolicyCalls:
     def ended(self, ended: np.ndarray) -> None:
         """Take note of a step, and of the episodes `[N]` that it ended."""
         self.state.after(ended)
+
+    def follow(self, buffers: Buffers, num_steps: int) -> None:
+        """Take over what an actor remembered and saw that acted for a whole rollout."""
+        if self.remembers:
+            self.state.memory = buffers.remembered(num_steps)
+        if self.frame_stack > 1:
+            stacks = Stacks(buffers, slice(None))
+            self.state.frames = stacks.at(num_steps - 1)
+            self.state.age = stacks.ages(num_steps)
 
     def _choose(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         count = len(tensors) - len(self._names)

@@ -254,16 +254,16 @@ class ActorCritic(nn.Module):
         return self.action_head.draw_noise(rng, num_steps)
 
     def snapshot(self) -> Actor | RecurrentActor | None:
-        """A NumPy copy of the actor for worker processes, or None where torch should act."""
+        """A copy of the actor for worker processes, or None where torch should act for all."""
         # The methods of a subclass may say anything.
-        if type(self) is not ActorCritic or self.frame_stack > 1:
+        if type(self) is not ActorCritic:
             return None
         bodies = [(self.actor_body, self.actor_memory)]
         if self.critic_memory is not None and not self.shared:
             bodies.append((self.critic_body, self.critic_memory))
         box = isinstance(self.action_space, gymnasium.spaces.Box)
         shape = (self.action_space.shape or ()) if box else ()
-        return snapshot(self.normalizer, bodies, self.action_head, shape)
+        return snapshot(self.normalizer, bodies, self.action_head, shape, self.frame_stack)
 
     def update_normalizer(self, obs: Any) -> None:
         """Fold raw observations `[B, ...]` into the running moments, if there are any."""

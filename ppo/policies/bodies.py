@@ -143,6 +143,7 @@ class NatureCNN(nn.Module):
 
     Attributes:
         precision: As given; it may be changed at any time.
+        options: `shape`, `num_features` and `frames`, as given.
     """
 
     def __init__(
@@ -155,6 +156,11 @@ class NatureCNN(nn.Module):
     ) -> None:
         super().__init__()
         self.precision = precision
+        self.options: dict[str, Any] = {
+            "shape": shape,
+            "num_features": num_features,
+            "frames": frames,
+        }
         self._frames = frames
         self._has_channels = len(shape) == 3
         self._channels_last = self._has_channels and shape[-1] <= shape[0]

@@ -38,8 +38,8 @@ class Policy(Protocol):
     - `draw_noise(rng, num_steps)`: float32 noise `[num_steps, k]` for that many actions of one
       environment. It is then called as `act(obs, noise=...)`, which makes the noise a function of
       (seed, environment, step) alone; otherwise `act(obs, generator=...)` gets a torch generator.
-    - `snapshot()`: an `Actor` (with memory a `RecurrentActor`), a small NumPy copy that worker
-      processes run by themselves.
+    - `snapshot()`: an `Actor` (with memory a `RecurrentActor`), a copy that worker processes run by
+      themselves.
     - `update_normalizer(obs)`: fold observations `[B, ...]` into its running statistics; the agent
       calls it between rollouts.
     - `parameter_groups()`: parameters by name of the network they belong to; each group's gradient
@@ -74,7 +74,10 @@ class Policy(Protocol):
 
 
 class Actor(Protocol):
-    """A picklable, torch-free copy of the acting half of a policy."""
+    """A picklable copy of the acting half of a policy, for environments' processes.
+
+    It is called for groups of up to `group_size` environments, if it has that attribute.
+    """
 
     def __call__(self, obs: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """Raw actions `[G, ...]` for observations `[G, ...]` and noise `[G, k]`."""

@@ -1,4 +1,4 @@
-"""A NumPy copy of a small actor (`ppo.policies.numpy_actor`), or none where torch should act.
+"""A copy of an actor that is small or sees images, or none where torch should act for all.
 
 The copy only *chooses* actions; log-probabilities and values come from the torch policy in one
 batched pass at the end of the rollout, by the code path the update uses, so the ratio starts at 1.
@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ppo.policies.bodies import MLP
+from ppo.policies.bodies import MLP, NatureCNN
+from ppo.policies.encoders import Chain
 from ppo.policies.gru_layer import GRULayer
 from ppo.policies.heads import CategoricalHead, GaussianHead
+from ppo.policies.image_actor import ImageActor
 from ppo.policies.memory import GRUMemory, LSTMMemory
 from ppo.policies.normalizer import ObservationNormalizer
 from ppo.policies.numpy_actor import (
@@ -67,8 +69,9 @@ def snapshot(
     bodies: Sequence[tuple[Any, Any]],
     head: nn.Module,
     action_shape: tuple[int, ...],
+    frame_stack: int = 1,
 ) -> Actor | RecurrentActor | None:
-    """Copy an actor into NumPy, or return None where it is not small and plain.
+    """Copy an actor, or return None where it is neither small and plain nor of images.
 
     Args:
         normalizer: Of its observations.
@@ -76,10 +79,18 @@ def snapshot(
             critic that has a memory of its own.
         head: From features to actions.
         action_shape: Shape of one raw action.
+        frame_stack: Observations it sees at once.
     """
     try:
-        hidden = [_hidden(body) for body, _ in bodies]
         output, choice = Layers([_head_layer(head)]), Choice(_std(head), action_shape)
+        encoder, body = _image_encoder(bodies)
+        if encoder is not None:
+            _require(type(normalizer) is nn.Identity)
+            layers = Layers([]) if body is None else _hidden(body)
+            features = Normalization(None, None, 0.0, encoder.num_features)
+            return ImageActor(encoder, MLPActor(features, layers, output, choice))
+        _require(frame_stack == 1)  # an MLP sees vectors side by side
+        hidden = [_hidden(body) for body, _ in bodies]
         normalization = _normalization(normalizer, bodies[0][0])
         if bodies[0][1] is None:
             return MLPActor(normalization, hidden[0], output, choice)
@@ -118,6 +129,19 @@ def _std(head: Any) -> np.ndarray | None:
         return None
     _require(not head.state_dependent)
     return _array(head.bounded_log_std().exp())
+
+
+def _image_encoder(bodies: Sequence[tuple[Any, Any]]) -> tuple[NatureCNN | None, Any]:
+    """The encoder of a body that begins with convolutions, and the layers behind it, if any."""
+    (body, memory), *others = bodies
+    encoder, layers = body if type(body) is Chain else (body, None)
+    if type(encoder) is not NatureCNN:
+        return None, None
+    _require(memory is None and not others)
+    _require(repr(encoder) == repr(NatureCNN(**encoder.options, generator=None)))
+    kinds = {(parameter.device.type, parameter.dtype) for parameter in encoder.parameters()}
+    _require(kinds == {("cpu", torch.float32)})
+    return encoder, layers
 
 
 def _hidden(body: Any) -> Layers:

@@ -676,7 +676,7 @@ COLLECTOR = [
     Mutant(
         "what acts in a worker depends on which environments are its own",
         "collector/acting.py",
-        "columns.first // GROUP_SIZE * GROUP_SIZE",
+        "columns.first // size * size",
         "columns.first",
         ("workers", "snapshot", "agent"),
     ),
@@ -1275,9 +1275,9 @@ MEMORY = [
     ),
     Mutant(
         "the next rollout begins with memories of episodes that ended with the last",
-        "collector/collector.py",
-        "calls.state.memory = buffers.remembered(num_steps)",
-        "calls.state.memory = buffers.states[num_steps]",
+        "collector/policy_calls.py",
+        "self.state.memory = buffers.remembered(num_steps)",
+        "self.state.memory = buffers.states[num_steps]",
         ("sequences", "restarts"),
     ),
     Mutant(
@@ -1882,6 +1882,79 @@ ATARI = [
     ),
 ]
 
+IMAGE_ACTORS = [
+    Mutant(
+        "an actor of images learns on",
+        "policies/image_actor.py",
+        "copy.deepcopy(encoder)",
+        "encoder",
+        ("image_actor",),
+    ),
+    Mutant(
+        "an actor of images converts its weights at every step",
+        "policies/image_actor.py",
+        "encoder.bfloat16()",
+        "pass",
+        ("image_actor",),
+    ),
+    Mutant(
+        "an actor of images takes all threads",
+        "policies/image_actor.py",
+        "torch.no_grad(), threads(1)",
+        "torch.no_grad()",
+        ("image_actor",),
+    ),
+    Mutant(
+        "an actor of images is sent as tensors",
+        "policies/image_actor.py",
+        "tensor.float().numpy()",
+        "tensor.float()",
+        ("image_actor",),
+    ),
+    Mutant(
+        "an encoder that was changed is rebuilt as it was",
+        "policies/snapshot.py",
+        "_require(repr(encoder) == repr(NatureCNN(**encoder.options, generator=None)))",
+        "pass",
+        ("snapshot",),
+    ),
+    Mutant(
+        "an image is not normalised by its actor",
+        "policies/snapshot.py",
+        "_require(type(normalizer) is nn.Identity)",
+        "pass",
+        ("snapshot",),
+    ),
+    Mutant(
+        "an actor of vectors sees one of its frames",
+        "policies/snapshot.py",
+        "_require(frame_stack == 1)",
+        "pass",
+        ("snapshot",),
+    ),
+    Mutant(
+        "an actor sees frames of an episode that has ended",
+        "collector/acting.py",
+        "np.where(ended, 0, self._ages + 1)",
+        "self._ages + 1",
+        ("stacking",),
+    ),
+    Mutant(
+        "what an actor saw is forgotten",
+        "collector/policy_calls.py",
+        "self.state.frames = stacks.at(num_steps - 1)",
+        "pass",
+        ("stacking",),
+    ),
+    Mutant(
+        "episodes an actor was in begin anew",
+        "collector/policy_calls.py",
+        "self.state.age = stacks.ages(num_steps)",
+        "pass",
+        ("stacking",),
+    ),
+]
+
 MUTANTS = [
     *ADVANTAGES,
     *STATISTICS,
@@ -1900,6 +1973,7 @@ MUTANTS = [
     *HELPER,
     *IMAGES,
     *ATARI,
+    *IMAGE_ACTORS,
 ]
 
 

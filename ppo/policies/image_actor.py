@@ -1,0 +1,60 @@
+"""An actor of images that environments' processes run by themselves: convolutions, then NumPy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from ppo._threads import threads
+from ppo.policies.bodies import NatureCNN
+
+__all__ = ["ImageActor"]
+
+
+class ImageActor:
+    """A frozen copy of an encoder, and what chooses actions from its features.
+
+    Its processes do not wait for one another at every step, as they would for an actor elsewhere.
+
+    Args:
+        encoder: From images `[G, ...]` to features `[G, F]`; copied.
+        choose: From features `[G, F]` and noise `[G, k]` to raw actions `[G, ...]`.
+    """
+
+    group_size = 8  # images of 32 environments are more than a cache holds
+
+    def __init__(
+        self, encoder: NatureCNN, choose: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    ) -> None:
+        self._take(copy.deepcopy(encoder))
+        self._choose = choose
+
+    def _take(self, encoder: NatureCNN) -> None:
+        encoder.requires_grad_(False)
+        if encoder.precision == "bfloat16":
+            encoder.bfloat16()  # once, and not at every step
+        self._encoder = encoder
+
+    def __call__(self, obs: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Raw actions `[G, ...]` for images `[G, ...]` and noise `[G, k]`."""
+        with torch.no_grad(), threads(1):
+            features = self._encoder(torch.from_numpy(obs))
+        return self._choose(features.numpy(), noise)
+
+    # Not as tensors, which multiprocessing would move into shared memory.
+
+    def __getstate__(self) -> Any:
+        tensors = self._encoder.state_dict()
+        arrays = {name: tensor.float().numpy() for name, tensor in tensors.items()}
+        return self._encoder.options, self._encoder.precision, arrays, self._choose
+
+    def __setstate__(self, state: Any) -> None:
+        options, precision, arrays, self._choose = state
+        encoder = NatureCNN(**options, precision=precision, generator=None)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        encoder.load_state_dict(tensors, assign=True)
+        self._take(encoder)
