@@ -18,7 +18,7 @@ from ppo.collector.buffers import Buffers, Layout
 from ppo.collector.policy_calls import PolicyCalls
 from ppo.collector.streams import NOISE, POLICY, stream
 from ppo.envs import EnvLike, resolve_env
-from ppo.policies.protocol import Policy, policy_device
+from ppo.policies.protocol import Policy, check_methods, policy_device
 from ppo.rollout import Episode
 from ppo.spaces import (
     ActionMasks,
@@ -92,7 +92,7 @@ def evaluate(
 
     Raises:
         ValueError: `episodes` is below 1.
-        TypeError: `episodes` is no integer.
+        TypeError: `episodes` is no integer, or the policy does not act.
         PPOError: As for `RolloutCollector`.
 
     Example:
@@ -103,6 +103,7 @@ def evaluate(
         >>> len(result.episode_returns)
         4
     """
+    check_methods(policy, "act")
     check_positive_integer("episodes", episodes)
     root = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
     source = resolve_env(

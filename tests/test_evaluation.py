@@ -13,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ppo import EvaluationResult, Policy, PolicyConfig, PPOAgent, PPOConfig, evaluate, make_policy
+from ppo import (
+    EvaluationResult,
+    Policy,
+    PolicyConfig,
+    PPOAgent,
+    PPOConfig,
+    RolloutCollector,
+    evaluate,
+    make_policy,
+)
 from ppo.errors import EnvCreationError, EnvError, SpaceError
 
 
@@ -519,3 +528,15 @@ def test_an_agent_evaluates_with_its_own_seed():
         for seed in (0, 0, 1)
     ]
     assert results[0] == results[1] != results[2]
+
+
+@pytest.mark.parametrize("policy", [None, "policy.safetensors", torch.nn.Linear(4, 2)], ids=str)
+def test_what_is_no_policy_is_named(policy):
+    kind = type(policy).__name__
+    with pytest.raises(TypeError, match=f"methods act, got {kind} without act; make_policy"):
+        evaluate(policy, "CartPole-v1", episodes=1)
+    with RolloutCollector("CartPole-v1", num_envs=1, seed=0) as collector:
+        with pytest.raises(TypeError, match=f"got {kind} without act, evaluate, value"):
+            collector.collect(policy, 2)
+        good = make_policy(collector.observation_space, collector.action_space)
+        assert len(collector.collect(good, 2).rewards) == 2  # and nothing is lost

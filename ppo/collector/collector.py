@@ -23,7 +23,7 @@ from ppo.collector.replay import ActionLog, stream_at
 from ppo.collector.streams import NOISE, POLICY, stream
 from ppo.envs import EnvLike, resolve_env
 from ppo.errors import ClosedError, EnvError, WorkerError
-from ppo.policies.protocol import Policy
+from ppo.policies.protocol import Policy, check_methods
 from ppo.rollout import Rollout
 from ppo.spaces import (
     ActionMasks,
@@ -153,6 +153,7 @@ class RolloutCollector:
             EnvError: An environment raised; names it, its seed, step and action.
             NonFiniteError: An observation or reward is NaN or infinite; names env and step.
             SpaceError: The policy was built for other spaces.
+            TypeError: It is no policy.
             ValueError: `num_steps` is below 1.
             WorkerError: A worker died or hung.
 
@@ -162,6 +163,7 @@ class RolloutCollector:
         """
         self._check_open()
         check_positive_integer("num_steps", num_steps)
+        check_methods(policy, "act", "evaluate", "value")
         check_policy_spaces(policy, self.observation_space, self.action_space)
         gradients = torch.is_grad_enabled()
         try:

@@ -92,6 +92,16 @@ class RecurrentActor(Protocol):
         """Raw actions `[G, ...]` and the next states `[G, K]`, given the present ones."""
 
 
+def check_methods(policy: object, *names: str) -> None:
+    """Raise `TypeError` for what is no policy, as it lacks one of these methods."""
+    missing = [name for name in names if not callable(getattr(policy, name, None))]
+    if missing:
+        raise TypeError(
+            f"policy must be a module with the methods {', '.join(names)}, got "
+            f"{type(policy).__name__} without {', '.join(missing)}; make_policy builds one"
+        )
+
+
 def takes(method: Callable[..., object], argument: str) -> bool:
     """True if a method has a parameter of that name."""
     function = getattr(method, "__func__", None)
