@@ -49,6 +49,8 @@ def test_an_episode_depends_on_its_seed_and_nothing_before_it(name):
         episode(used, seed)
     for seed in (7, 3):
         np.testing.assert_array_equal(episode(fresh, seed), episode(used, seed))
+        counts = [env.unwrapped.ale.getFrameNumber() for env in (fresh, used)]
+        assert counts[0] == counts[1]  # of the emulator, which info shows
 
 
 def test_other_seeds_are_other_episodes():
