@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ppo.errors import SpaceError
-from ppo.policies.protocol import Policy, policy_device, takes
+from ppo.policies.protocol import Policy, generator_on, policy_device, takes
 from ppo.policies.state import PolicyState, frame_stack_of
 from ppo.spaces import MASK_KEY, ActionMasks, ObservationLayout, Space, make_action_adapter
 from ppo.trees import leaves, map_tree
@@ -42,7 +42,9 @@ def act(
 
     arguments: dict[str, Any] = {"deterministic": deterministic}
     if takes(policy.act, "generator"):
-        arguments["generator"] = generator
+        # Noise is drawn on the CPU, whatever the device.
+        noisy = hasattr(policy, "draw_noise")
+        arguments["generator"] = generator if noisy else generator_on(device, generator)
     reader = ActionMasks(action_space)
     mask = _flat_masks(reader, observation_space, batch, action_mask, single)
     if mask is not None and takes(policy.act, "action_mask"):

@@ -182,13 +182,13 @@ class Batch:
         rows = len(self)
         if rows == 0:
             return
-        if self.sequences is not None:
+        if self.sequences is not None and rows > size:
             yield from self._dealt(*self._deal(torch.arange(len(self.sequences)), -(-rows // size)))
             return
         fields = self.fields
         pieces = [_pieces(tree, None, size) for tree in fields.values()]
         for values in zip(*pieces, strict=True):
-            yield Batch._unchecked(dict(zip(fields, values, strict=True)), None)
+            yield Batch._unchecked(dict(zip(fields, values, strict=True)), self.sequences)
 
     def _deal(
         self, chosen: Tensor, count: int

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import ppo
 
@@ -81,19 +82,33 @@ def test_a_peer_that_cannot_do_it_is_skipped_with_a_word(measure):
 
 
 def test_micro_relates_every_part_to_something_else(measure):
-    document, _ = measure("micro.py", "--envs", "CartPole-v1", "--sizes", "1,2")
+    sizes = ["--sizes", "1,2", "--device", "cpu", "--minibatches", "4,512"]
+    document, _ = measure("micro.py", "--envs", "CartPole-v1", *sizes)
     ratios = {}
     for row in document["rows"]:
         assert len(row["values"]) == 1
         assert row["values"][0] > 0
         ratios.setdefault(row["table"], {})[row["name"]] = row["ratios"]
-    assert set(ratios) == {"update", "acting", "gae", "collecting", "scaling", "start"}
+    assert set(ratios) == {"update", "acting", "gae", "collecting", "scaling", "start", "gpu"}
     for way in ("plain torch", "eager", "recorded"):
         assert len(ratios["update"][f"Gaussian, 64 rows, {way}"]) == 1
     assert ratios["collecting"]["CartPole-v1, 2 processes without a policy"] == [1.0]
     assert len(ratios["scaling"]["2 environments"]) == 1
     assert ratios["start"]["import torch"] == [1.0]
     assert len(ratios["gae"]) == 2 * 4
+    assert list(ratios["gpu"]) == [
+        "MLP, 4 rows, cpu",
+        "MLP, 512 rows, cpu",
+        "NatureCNN, 4 rows, cpu",  # and not as many as take seconds
+    ]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_micro_says_that_there_is_no_gpu(measure):
+    document, tables = measure("micro.py", "--tables", "gpu")
+    (row,) = document["rows"]
+    assert row["values"] == []
+    assert "(there is no GPU)" in tables
 
 
 def result(path, *, values, ratios=(), higher=True, benchmark="throughput"):

@@ -1,10 +1,12 @@
 import copy
 import pickle
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from elsewhere import DEVICE, elsewhere
 from hypothesis import given
 from hypothesis import strategies as st
 from policy_setup import generator, global_randomness
@@ -285,3 +287,20 @@ def test_a_window_of_one_step_is_no_memory():
     step, state = memory.step(features, torch.zeros(4, 1))
     torch.testing.assert_close(outputs, step)
     assert state.shape == (4, 1)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_a_gpu_is_not_advised_to_keep_the_weights_by_themselves(kind):
+    """As cuDNN does at every call, for parameters that an optimizer keeps in one vector."""
+
+    def advise(*_):
+        warnings.warn("RNN module weights are not part of single contiguous chunk", stacklevel=1)
+
+    with elsewhere():
+        memory = make(kind).to(DEVICE)
+        memory.core.register_forward_pre_hook(advise)
+        features, state = normal(5, FEATURES).to(DEVICE), in_the_middle(make(kind), 2).to(DEVICE)
+        outputs = memory.replay(features, sequences_of([2, 3], [state] * 2)).cpu()
+    same = make(kind)
+    wanted = same.replay(normal(5, FEATURES), sequences_of([2, 3], [in_the_middle(same, 2)] * 2))
+    torch.testing.assert_close(outputs, wanted)

@@ -6,6 +6,7 @@ first makes sure that a recording is in use.
 """
 
 import copy
+import functools
 import math
 
 import numpy as np
@@ -65,13 +66,18 @@ class Study(GradientStudy):
         # A log-probability of size L is known to about L * 1e-7, a ratio is its exponential.
         size = 1.0 + batch.log_probs.abs().max().item()
         true_metrics, exact = in_double_precision(self.policy, batch, loss)
-        for replayed, eager, truth in zip(metrics, wanted_metrics, true_metrics, strict=True):
-            rounding = 1e-6 * (10.0 + size) * (1.0 + abs(truth)) + 10.0 * abs(eager - truth)
-            assert abs(replayed - truth) <= rounding
-        for replayed, eager, truth in zip(ours, theirs, exact, strict=True):
+        spreads = functools.lru_cache(functools.partial(spread, self.policy, batch, loss))
+        for index, truth in enumerate(true_metrics):
+            error, own = abs(metrics[index] - truth), abs(wanted_metrics[index] - truth)
+            rounding = 1e-6 * (10.0 + size) * (1.0 + abs(truth))
+            if not error <= rounding + 10.0 * own:
+                assert error <= rounding + 10.0 * max(own, spreads()[0][index])
+        for index, truth in enumerate(exact):
+            error, own = (ours[index] - truth).norm(), (theirs[index] - truth).norm()
             # Where rows cancel, or a Gaussian is narrow, autograd itself is off by more than 1e-5.
-            rounding = 1e-5 * truth.norm() + 50.0 * (eager - truth).norm() + 2e-6 * size
-            assert (replayed - truth).norm() <= rounding
+            rounding = 1e-5 * truth.norm() + 2e-6 * size
+            if not error <= rounding + 50.0 * own:
+                assert error <= rounding + 50.0 * max(own, spreads()[1][index])
 
 
 def check_replays(policy, batches, loss=LOSS):
@@ -86,12 +92,35 @@ def check_replays(policy, batches, loss=LOSS):
         study.nudge(generator)
 
 
-def in_double_precision(policy, batch, loss):
+def in_double_precision(policy, batch, loss, shuffle=None):
     reference = Float64(policy)
+    if shuffle is not None:  # the last bit of the weights
+        with torch.no_grad():
+            for parameter in reference.parameters():
+                noise = torch.rand(parameter.shape, generator=shuffle, dtype=torch.float64)
+                parameter.mul_(1.0 + 2.0**-24 * (2.0 * noise - 1.0))
     optimizer = FlatAdam(parameter_groups(reference), 1e-5)
     doubled = {n: t.double() if t.is_floating_point() else t for n, t in batch.fields.items()}
     metrics = EagerGradient(reference, optimizer)(Batch(**doubled), loss)
     return [metric.item() for metric in metrics], optimizer.gradients
+
+
+def spread(policy, batch, loss):
+    """By how much metrics and gradients change with the last bit of the weights.
+
+    A narrow Gaussian multiplies the rounding of its mean. Autograd's own error shows that, but for
+    a few rows it may be tiny by chance, and then bounds nothing.
+    """
+    metrics, exact = in_double_precision(policy, batch, loss)
+    exact = [vector.clone() for vector in exact]
+    most = [0.0] * len(metrics), [0.0] * len(exact)
+    for seed in range(8):
+        shuffle = torch.Generator().manual_seed(seed)
+        others, gradients = in_double_precision(policy, batch, loss, shuffle)
+        for found, one, two in zip(most, (metrics, exact), (others, gradients), strict=True):
+            for index, (x, y) in enumerate(zip(one, two, strict=True)):
+                found[index] = max(found[index], float(torch.as_tensor(x - y).norm()))
+    return most
 
 
 class Float64(nn.Module):

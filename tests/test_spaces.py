@@ -348,7 +348,9 @@ multi_discretes = st.builds(
     npst.array_shapes(max_dims=3, max_side=3),
     st.integers(-5, 5),
 )
-multi_binaries = st.builds(spaces.MultiBinary, npst.array_shapes(max_dims=3, max_side=3))
+multi_binaries = st.builds(
+    spaces.MultiBinary, st.integers(1, 9) | npst.array_shapes(max_dims=3, max_side=3)
+)
 nested = st.recursive(
     boxes() | discretes | multi_discretes | multi_binaries,
     lambda inner: (

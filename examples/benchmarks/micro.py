@@ -18,12 +18,23 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import torch
+from gymnasium import spaces
 from peers import plain_torch
 from peers.ppo_agent import make_config
 from results import Row, markdown, save
 from workloads import STEADY
 
-from ppo import Batch, PPOAgent, PPOConfig, RolloutCollector, gae, make_policy, normalize
+from ppo import (
+    Batch,
+    PolicyConfig,
+    PPOAgent,
+    PPOConfig,
+    RolloutCollector,
+    gae,
+    make_policy,
+    normalize,
+)
+from ppo.learner import Learner, LearnerSettings
 from ppo.learner.eager import EagerGradient, LossSettings
 from ppo.learner.flat_adam import FlatAdam
 from ppo.learner.learner import parameter_groups
@@ -34,6 +45,8 @@ TASKS = {"categorical": STEADY["cartpole"], "Gaussian": STEADY["halfcheetah-8"]}
 GAE_SHAPES = ((2048, 1), (128, 8), (128, 4096), (2048, 256))
 COLLECTED = ("CartPole-v1", "LunarLander-v3", "HalfCheetah-v5")
 SIZES = "1,2,4,8,16,64,256,1024"
+MINIBATCHES = "64,256,1024,4096,16384,65536"
+MOST_IMAGES = {"cpu": 256, "cuda": 4096}  # in a minibatch; more take seconds, or too much memory
 SETTLED = 3  # updates; from the third on the critic may have a process of its own
 COPIED = 1 << 27  # bytes, more than any cache holds
 NUM_ENVS = 8
@@ -85,18 +98,21 @@ def make_workload_policy(workload):
 
 def random_batch(policy, num_rows):
     """Made-up rows as the policy would act on them; the arithmetic does not care."""
-    rng = np.random.default_rng(0)
-    obs = torch.randn(num_rows, *policy.observation_space.shape)
-    actions = policy.act(obs, noise=torch.from_numpy(policy.draw_noise(rng, num_rows)))
+    rng, device = np.random.default_rng(0), policy.value_head.weight.device
+    shape = (num_rows, *policy.observation_space.shape)
+    bytes_ = policy.observation_space.dtype == np.uint8
+    obs = torch.randint(256, shape, dtype=torch.uint8) if bytes_ else torch.randn(shape)
+    obs, noise = obs.to(device), torch.from_numpy(policy.draw_noise(rng, num_rows)).to(device)
+    actions = policy.act(obs, noise=noise)
     with torch.no_grad():
         evaluation = policy.evaluate(obs, actions)
     return Batch(
         obs=obs,
         actions=actions,
-        log_probs=evaluation.log_probs + 0.1 * torch.randn(num_rows),
+        log_probs=evaluation.log_probs + 0.1 * torch.randn(num_rows).to(device),
         values=evaluation.values,
-        advantages=normalize(torch.randn(num_rows)),
-        returns=torch.randn(num_rows),
+        advantages=normalize(torch.randn(num_rows)).to(device),
+        returns=torch.randn(num_rows).to(device),
     )
 
 
@@ -142,6 +158,57 @@ def plain_step(workload, batch):
     learner = plain_torch.Learner(network, workload)
     fields = (batch.obs, batch.actions, batch.log_probs, batch.advantages, batch.returns)
     return lambda: learner.step(*fields)
+
+
+def gpu_table(args):
+    """Rows per second of whole updates, four minibatches each, on the CPU and on a GPU."""
+    device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return [Row("gpu", args.device, "rows/s", True, skipped="there is no GPU")]
+    images = spaces.Box(0, 255, (4, 84, 84), np.uint8), spaces.Discrete(6)
+    networks = {
+        "MLP": (*make_spaces("CartPole-v1"), PolicyConfig()),
+        "NatureCNN": (*images, PolicyConfig(hidden_sizes=(), shared=True)),
+    }
+    rows = []
+    for network, parts in networks.items():
+        for size in args.minibatches:
+            devices = [d for d in ("cpu", device) if network == "MLP" or size <= most_images(d)]
+            calls = {str(d): update_on(d, make_policy(*parts), size) for d in devices}
+            times = time_calls(calls, args)
+            for name, own in times.items():
+                rates = [4 * size * 1e6 / time for time in own]
+                rows.append(Row("gpu", f"{network}, {size} rows, {name}", "rows/s", True, rates))
+                if "cpu" in times:
+                    rows[-1].relate([4 * size * 1e6 / time for time in times["cpu"]], "cpu")
+    return rows
+
+
+def most_images(device):
+    return MOST_IMAGES.get(torch.device(device).type, 0)
+
+
+def update_on(device, policy, size):
+    """An update of four minibatches of rows that lie on the device, until the last one is done."""
+    settings = LearnerSettings(
+        num_epochs=1,
+        minibatch_size=size,
+        value_coef=0.5,
+        value_clip_range=None,
+        max_grad_norm=0.5,
+        target_kl=None,
+        normalize_advantages="minibatch",
+        adam_eps=1e-5,
+    )
+    batch = random_batch(policy.to(device), 4 * size)
+    learner, generator = Learner(policy, settings), torch.Generator().manual_seed(0)
+
+    def update():
+        learner.improve(batch, generator, learning_rate=3e-4, clip_range=0.2, entropy_coef=0.0)
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize()
+
+    return update
 
 
 def acting_table(args):
@@ -302,6 +369,7 @@ TABLES = {
     "collecting": collecting_table,
     "scaling": scaling_table,
     "start": start_table,
+    "gpu": gpu_table,
 }
 
 
@@ -312,6 +380,8 @@ def parse_arguments():
     parser.add_argument("--tables", default=",".join(TABLES), help="a,b,... (default: all)")
     parser.add_argument("--envs", default=",".join(COLLECTED), help="for collecting: a,b,...")
     parser.add_argument("--sizes", default=SIZES, help="for scaling: a,b,... environments")
+    parser.add_argument("--device", default="cuda", help="for gpu: what is set beside the CPU")
+    parser.add_argument("--minibatches", default=MINIBATCHES, help="for gpu: a,b,... rows")
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     parser.add_argument("--threads", type=int, default=1, help="of torch; 0: its default")
@@ -322,6 +392,7 @@ def parse_arguments():
         args.repetitions, args.seconds = 1, 0.01
     args.tables, args.envs = args.tables.split(","), args.envs.split(",")
     args.sizes = [int(size) for size in args.sizes.split(",")]
+    args.minibatches = [int(size) for size in args.minibatches.split(",")]
     if not set(args.tables) <= set(TABLES):
         parser.error(f"--tables must be of {', '.join(TABLES)}")
     return args

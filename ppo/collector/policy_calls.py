@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ppo.collector.acting import Stacks
 from ppo.collector.buffers import Buffers
 from ppo.errors import SpaceError
-from ppo.policies.protocol import takes
+from ppo.policies.protocol import generator_on, takes
 from ppo.policies.state import PolicyState, frame_stack_of, state_size_of
 from ppo.recording import Fingerprint, RecordedCall
 from ppo.trees import leaves, rebuild
@@ -58,13 +58,11 @@ class PolicyCalls:
         self._device = device
         self._actions = actions
         self._fixed: dict[str, Any] = {"deterministic": True} if deterministic else {}
-        generators: list[torch.Generator] = []
-        if not (self.takes_noise or deterministic) and takes(policy.act, "generator"):
-            self._fixed["generator"] = generator
-            generators.append(generator)
+        draws = not (self.takes_noise or deterministic) and takes(policy.act, "generator")
+        self._generators = [generator] if draws else []
         self._names: tuple[str, ...] = ()
         self._obs: Any = None  # the structure of observations
-        self._act = RecordedCall(policy, self._choose, device, generators)
+        self._act = RecordedCall(policy, self._choose, device, self._generators)
 
     def begin(self) -> None:
         """Take note that a rollout begins: the policy may have changed since the last one."""
@@ -105,8 +103,10 @@ class PolicyCalls:
 
     def _choose(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         count = len(tensors) - len(self._names)
-        arguments = dict(zip(self._names, tensors[count:], strict=True))
+        arguments: dict[str, Any] = dict(zip(self._names, tensors[count:], strict=True))
         obs = rebuild(self._obs, tensors[:count])
+        if self._generators:
+            arguments["generator"] = generator_on(self._device, *self._generators)
         result = self.policy.act(obs, **arguments, **self._fixed)
         if self.remembers:
             actions, state = result

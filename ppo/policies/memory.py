@@ -7,6 +7,9 @@ before their first rows, without a loop over time.
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
@@ -71,7 +74,8 @@ class _Recurrent(nn.Module):
         padded, rows = _padded(features, sequences.lengths)  # [L, S, F]
         parts = sequences.states.unsqueeze(0).chunk(self._parts, dim=-1)  # [1, S, H] each
         start = tuple(part.contiguous() for part in parts)
-        outputs, _ = self.core(padded, start if len(start) > 1 else start[0])
+        with _scattered_weights(features.device):
+            outputs, _ = self.core(padded, start if len(start) > 1 else start[0])
         return _unpadded(outputs, rows)
 
     def _gates(self, features: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,12 +272,27 @@ def _unpadded(outputs: Tensor, places: Tensor | None) -> Tensor:
     return outputs.flatten(0, 1).index_select(0, places)
 
 
+@contextlib.contextmanager
+def _scattered_weights(device: torch.device) -> Iterator[None]:
+    """Let cuDNN copy weights that lie among those of other layers, and not advise against it.
+
+    The optimizer keeps all parameters in one vector. Next to the steps of a sequence a copy of its
+    weights is little work.
+    """
+    if device.type == "cpu":
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "RNN module weights are not part of single")
+        yield
+
+
 def _to_device(numbers: np.ndarray, device: torch.device) -> Tensor:
-    """A copy on the device that the host does not wait for."""
+    """Numbers on a device, for which the host does not wait."""
     tensor = torch.from_numpy(numbers)
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 Memory = LSTMMemory | GRUMemory | AttentionMemory

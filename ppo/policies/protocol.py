@@ -37,7 +37,8 @@ class Policy(Protocol):
 
     - `draw_noise(rng, num_steps)`: float32 noise `[num_steps, k]` for that many actions of one
       environment. It is then called as `act(obs, noise=...)`, which makes the noise a function of
-      (seed, environment, step) alone; otherwise `act(obs, generator=...)` gets a torch generator.
+      (seed, environment, step) alone; otherwise `act(obs, generator=...)` gets a torch generator
+      of the device of the observations.
     - `snapshot()`: an `Actor` (with memory a `RecurrentActor`), a copy that worker processes run by
       themselves.
     - `update_normalizer(obs)`: fold observations `[B, ...]` into its running statistics; the agent
@@ -160,3 +161,11 @@ def policy_device(policy: object) -> torch.device:
     """Device of the policy's first parameter; the CPU if it has none."""
     parameters = policy.parameters() if isinstance(policy, nn.Module) else iter(())
     return next((parameter.device for parameter in parameters), torch.device("cpu"))
+
+
+def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """What draws on a device: on the CPU this generator of it, else one that is seeded by it."""
+    if device.type == "cpu":
+        return generator
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator(device).manual_seed(seed)

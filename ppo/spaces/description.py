@@ -47,7 +47,9 @@ def space_to_dict(space: Space) -> dict[str, Any]:
             "dtype": str(space.dtype),
         }
     if isinstance(space, spaces.MultiBinary):
-        return {"type": "MultiBinary", "shape": list(space.shape)}
+        # That of n bits is not equal to that of the shape (n,).
+        shaped = not isinstance(space.n, int)
+        return {"type": "MultiBinary", "shape": list(space.shape), "shaped": shaped}
     if isinstance(space, spaces.Box):
         return {
             "type": "Box",
@@ -94,7 +96,9 @@ def _build(data: Mapping[str, Any], levels: int) -> Space:
             raise ValueError("nvec and start of a MultiDiscrete must be lists of one shape")
         return spaces.MultiDiscrete(nvec, dtype=np.dtype(data["dtype"]).type, start=start)
     if kind == "MultiBinary":
-        return spaces.MultiBinary(_shape(data))
+        shape = _shape(data)
+        shaped = data.get("shaped", False) or len(shape) != 1
+        return spaces.MultiBinary(shape if shaped else shape[0])
     if kind == "Box":
         shape, dtype = _shape(data), np.dtype(data["dtype"])
         with np.errstate(over="ignore", invalid="ignore"):  # too large for the type: no bound
