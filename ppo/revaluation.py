@@ -119,7 +119,9 @@ def _rows_at_once(batch: Batch) -> int:
     most = max(1, _NUMBERS_AT_ONCE // max(1, _numbers_per_row(batch.obs)))
     # A part of sequences takes as many steps as its longest: the fewer parts, the better.
     in_cache = batch.sequences is None and leaves(batch.obs)[0].device.type == "cpu"
-    return min(most, _ROWS_AT_ONCE) if in_cache else most
+    most = min(most, _ROWS_AT_ONCE) if in_cache else most
+    rows = max(1, len(batch))
+    return -(-rows // -(-rows // most))  # parts of one size
 
 
 def _numbers_per_row(obs: Any) -> int:

@@ -70,6 +70,10 @@ def test_many_rows_are_evaluated_in_parts_that_stay_in_the_cache(monkeypatch):
         monkeypatch.setattr(revaluation, "_ROWS_AT_ONCE", 7)
         parts = revaluation.evaluate_rollout(policy, whole)
         assert max(policy.seen) == 7
+        policy.seen.clear()
+        monkeypatch.setattr(revaluation, "_ROWS_AT_ONCE", 25)
+        revaluation.evaluate_rollout(policy, whole)
+        assert policy.seen == {20, len(whole.finals.steps)}  # of one size
     for name in ("log_probs", "values", "next_values"):
         assert torch.equal(getattr(parts, name), getattr(whole, name))
 
