@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 
 import gymnasium
 import numpy as np
@@ -19,7 +20,7 @@ from known_policies import (
 )
 from processes import run_script
 
-from ppo.collector import RolloutCollector
+from ppo.collector import RolloutCollector, pool
 from ppo.policies import PolicyConfig, make_policy
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -115,6 +116,21 @@ def test_different_factories_keep_their_columns():
     assert_identical(expected, rollouts)
     lengths = {episode.env_index: episode.episode_length for episode in rollouts[0].episodes}
     assert lengths == {0: 1, 1: 2, 2: 3, 3: 4, 4: 5}
+
+
+class SlowEnv(CountingEnv):
+    """Takes milliseconds for a step."""
+
+    def step(self, action):
+        time.sleep(0.01)
+        return super().step(action)
+
+
+def test_steps_that_take_long_are_not_polled_for(monkeypatch):
+    polled = []
+    monkeypatch.setattr(pool, "poll", lambda conn, seconds: bool(polled.append(seconds)))
+    collect([SlowEnv, SlowEnv], (6,), CountPolicy(), num_workers=2)
+    assert len(polled) <= 2  # by the first step, of which nothing is known
 
 
 def test_an_instance_is_copied_into_the_workers():

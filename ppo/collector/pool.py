@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing.util
 import os
+import time
 from collections.abc import Iterable, Sequence
 from multiprocessing import connection, reduction
 from typing import Any, NoReturn
@@ -22,7 +23,7 @@ from ppo.collector.processes import (
     start_context,
 )
 from ppo.collector.replay import Bookmark, Place
-from ppo.collector.signals import STEP, STEPPED, poll, receive_byte
+from ppo.collector.signals import STEP, STEPPED, Patience, poll, receive_byte
 from ppo.collector.whereabouts import PLAYING, whereabouts
 from ppo.envs import EnvFactory
 from ppo.errors import SpaceError, WorkerError
@@ -84,6 +85,7 @@ class WorkerPool:
         self._shares = self._environments
         # Polling pays only while nobody else could use the processor.
         self._spin = _SPIN_SECONDS if len(self._shares) <= num_processors() else 0.0
+        self._patience = Patience(self._spin)
         # Ends the workers when the pool is dropped, and at exit before multiprocessing joins them.
         self._finalizer = multiprocessing.util.Finalize(
             self, end_workers, (self._workers, self._files), exitpriority=100
@@ -199,6 +201,7 @@ class WorkerPool:
 
     def step(self, t: int) -> None:
         """Wake every worker for row `t` and wait for all of them."""
+        start = time.perf_counter()
         for one in self._workers:
             try:
                 os.write(one.conn.fileno(), STEP)
@@ -207,7 +210,7 @@ class WorkerPool:
         pending = set(range(len(self._workers)))
         for worker, one in enumerate(self._workers):
             # Whoever is not ready soon is waited for together with all others.
-            if self._spin and poll(one.conn, self._spin):
+            if self._patience.seconds and poll(one.conn, self._patience.seconds):
                 self._take_step(worker, t)
                 pending.remove(worker)
         while pending:
@@ -218,6 +221,7 @@ class WorkerPool:
             except _LostError as lost:
                 self._replace(lost, t)
                 pending.remove(lost.worker)
+        self._patience.learn(time.perf_counter() - start)
 
     def _take_step(self, worker: int, t: int) -> None:
         byte = receive_byte(self._workers[worker].conn, 0.0)

@@ -13,11 +13,32 @@ import time
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-__all__ = ["FAULT", "STEP", "STEPPED", "poll", "receive_byte"]
+__all__ = ["FAULT", "STEP", "STEPPED", "Patience", "poll", "receive_byte"]
 
 STEP, STEPPED, FAULT = b"s", b".", b"!"
 
 _give_way = getattr(os, "sched_yield", lambda: time.sleep(0))
+
+
+class Patience:
+    """How long to poll: not at all once a wait was far longer than polling may last.
+
+    Whoever polls for what takes milliseconds takes the processor from those who work on it.
+
+    Args:
+        spin: Seconds to poll where waits are brief.
+
+    Attributes:
+        seconds: To poll next time.
+    """
+
+    def __init__(self, spin: float) -> None:
+        self._spin = self.seconds = spin
+
+    def learn(self, waited: float) -> None:
+        """Take note of how many seconds a wait took."""
+        # Sleeping makes a brief one longer.
+        self.seconds = self._spin if waited < 2.0 * self._spin else 0.0
 
 
 def receive_byte(

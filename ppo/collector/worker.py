@@ -19,6 +19,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from ppo.collector.acting import run_actor
 from ppo.collector.buffers import Buffers
 from ppo.collector.columns import Columns
 from ppo.collector.making import open_env_columns
-from ppo.collector.signals import FAULT, STEP, STEPPED, receive_byte
+from ppo.collector.signals import FAULT, STEP, STEPPED, Patience, receive_byte
 from ppo.errors import PPOError, WorkerError
 
 __all__ = ["SHOW_STACK", "worker_main"]
@@ -130,10 +131,12 @@ def worker_main(
 
 
 def _serve_steps(conn: connection.Connection, columns: Columns, steps: range, spin: float) -> None:
-    fd = conn.fileno()
+    fd, patience = conn.fileno(), Patience(spin)
     for t in steps:
-        if receive_byte(conn, spin) != STEP:
+        start = time.perf_counter()
+        if receive_byte(conn, patience.seconds) != STEP:
             raise EOFError
+        patience.learn(time.perf_counter() - start)
         try:
             columns.step(t)
         except Exception:
