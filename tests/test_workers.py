@@ -1,9 +1,11 @@
 """Collecting in worker processes: the same numbers, and an end to every fault."""
 
+import multiprocessing
 import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -20,7 +22,8 @@ from known_policies import (
 )
 from processes import run_script
 
-from ppo.collector import RolloutCollector, pool
+from ppo.collector import RolloutCollector, pool, worker
+from ppo.collector.signals import STEP
 from ppo.policies import PolicyConfig, make_policy
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -116,6 +119,21 @@ def test_different_factories_keep_their_columns():
     assert_identical(expected, rollouts)
     lengths = {episode.env_index: episode.episode_length for episode in rollouts[0].episodes}
     assert lengths == {0: 1, 1: 2, 2: 3, 3: 4, 4: 5}
+
+
+def test_a_worker_that_waited_long_sleeps_at_once_the_next_time(monkeypatch):
+    polled = []
+
+    def signal(conn, spin):
+        polled.append(spin)
+        time.sleep(0.01)
+        return STEP
+
+    monkeypatch.setattr(worker, "receive_byte", signal)
+    ours, theirs = multiprocessing.Pipe()
+    with ours, theirs:
+        worker._serve_steps(theirs, SimpleNamespace(step=lambda t: None), range(3), 1e-3)
+    assert polled == [1e-3, 0.0, 0.0]
 
 
 class SlowEnv(CountingEnv):
