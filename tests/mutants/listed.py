@@ -1822,20 +1822,6 @@ IMAGES = [
         ("policy_calls",),
     ),
     Mutant(
-        "torch's threads spin between operations",
-        "_threads.py",
-        "torch.ones(_PER_THREAD * torch.get_num_threads())",
-        "pass",
-        ("threads",),
-    ),
-    Mutant(
-        "torch's threads sleep against the user's word",
-        "_threads.py",
-        "if decided or ",
-        "if ",
-        ("threads",),
-    ),
-    Mutant(
         "workers are polled for however long their steps take",
         "collector/signals.py",
         "self._spin if waited < 2.0 * self._spin else 0.0",
