@@ -18,20 +18,24 @@ GROUP_SIZE = 32
 
 A matrix product rounds differently for different numbers of rows. Actors therefore always see the
 same groups of environments, whoever owns them: a process that owns a part of a group computes the
-group's full size, with zeros in the rows of the others.
+group's full size, with zeros in the rows of the others. An actor that is `row_wise` gets nothing
+but that part.
 """
 
 
 class _Group:
     """The part of one group of environments that lies in `columns`."""
 
-    def __init__(self, columns: Part, buffers: Buffers, start: int, num_steps: int) -> None:
+    def __init__(
+        self, columns: Part, buffers: Buffers, start: int, num_steps: int, row_wise: bool
+    ) -> None:
         layout = buffers.layout
-        size = min(GROUP_SIZE, layout.num_envs - start)
-        first = max(start, columns.first)
-        stop = min(start + size, columns.first + columns.num_envs)
-        own = slice(first, stop)
-        self._rows = slice(first - start, stop - start)
+        stop = min(start + GROUP_SIZE, layout.num_envs)
+        own = slice(max(start, columns.first), min(stop, columns.first + columns.num_envs))
+        if row_wise:
+            start, stop = own.start, own.stop
+        size = stop - start
+        self._rows = slice(own.start - start, own.stop - start)
         self._obs = np.zeros((size, *layout.obs.shape), layout.obs.dtype)
         self._own_obs, self._given_obs = self._obs[self._rows], buffers.obs[:, own]
         self._noise = np.zeros((num_steps, size, layout.noise_size), np.float32)
@@ -53,10 +57,10 @@ class _Group:
         self._buffers.states[t + 1, self._own] = states[self._rows]
 
 
-def _groups(columns: Part, buffers: Buffers, num_steps: int) -> Iterator[_Group]:
+def _groups(columns: Part, buffers: Buffers, num_steps: int, row_wise: bool) -> Iterator[_Group]:
     first_group = columns.first // GROUP_SIZE * GROUP_SIZE
     for start in range(first_group, columns.first + columns.num_envs, GROUP_SIZE):
-        yield _Group(columns, buffers, start, num_steps)
+        yield _Group(columns, buffers, start, num_steps, row_wise)
 
 
 def run_actor(
@@ -66,11 +70,12 @@ def run_actor(
 
     What 32 environments consist of stays in the cache, what hundreds do does not.
     """
+    row_wise = getattr(actor, "row_wise", False)
     parts = columns.parts(GROUP_SIZE)
     for part in parts[1:]:  # so that the least progress is where the work is
         buffers.progress[part.first : part.first + part.num_envs] = num_steps
     for part in parts:
-        groups = list(_groups(part, buffers, num_steps))
+        groups = list(_groups(part, buffers, num_steps, row_wise))
         buffers.progress[part.first : part.first + part.num_envs] = first_step
         for t in range(first_step, num_steps):
             for group in groups:

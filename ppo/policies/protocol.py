@@ -74,7 +74,12 @@ class Policy(Protocol):
 
 
 class Actor(Protocol):
-    """A picklable, torch-free copy of the acting half of a policy."""
+    """A picklable, torch-free copy of the acting half of a policy.
+
+    It always gets the same rows together, whichever process acts for them, unless it has an
+    attribute `row_wise` that is True: it then says that a row's action does not depend, to the
+    last bit, on how many rows there are.
+    """
 
     def __call__(self, obs: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """Raw actions `[G, ...]` for observations `[G, ...]` and noise `[G, k]`."""
