@@ -421,6 +421,23 @@ def test_the_kernels_of_products_are_their_operations(data):
         check_program(scaled, [bias, x, y], atol=1e-4)
 
 
+@pytest.mark.parametrize("columns", [5, 64])
+def test_what_comes_of_a_few_rows_does_not_depend_on_how_many_there_are(columns):
+    """Each is taken by itself; a product of matrices rounds one row otherwise than many."""
+    x, weight, bias = torch.randn(16, 64), torch.randn(columns, 64), torch.randn(columns)
+
+    def results_of(rows):
+        tape = Tape()
+        with tape.record():
+            results = torch.addmm(bias, rows, weight.t()), torch.mm(rows, weight.t())
+        (program,) = tape.programs()
+        program()
+        return results
+
+    for all_rows, alone in zip(results_of(x), results_of(x[:1].clone()), strict=True):
+        assert torch.equal(alone, all_rows[:1])
+
+
 @pytest.mark.parametrize("shape", [(300, 200, 300), (300, 300, 1), (1, 300, 300)])
 def test_large_products_are_torchs(shape):
     rows, inner, columns = shape

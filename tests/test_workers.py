@@ -93,6 +93,31 @@ def test_rollouts_are_the_same_where_workers_share_a_group(env, num_envs, memory
         assert_identical(expected, rollouts)
 
 
+class RowsActor:
+    """Its action says whether it sees an odd number of rows."""
+
+    def __init__(self, row_wise):
+        self.row_wise = row_wise
+
+    def __call__(self, obs, noise):
+        return np.full(len(obs), len(obs) % 2)
+
+
+class RowsPolicy(NoisyCountPolicy):
+    def __init__(self, row_wise):
+        super().__init__()
+        self.row_wise = row_wise
+
+    def snapshot(self):
+        return RowsActor(self.row_wise)
+
+
+@pytest.mark.parametrize(("row_wise", "odd"), [(False, [1, 1, 1, 1, 1]), (True, [1, 1, 1, 0, 0])])
+def test_an_actor_sees_a_whole_group_unless_it_takes_each_row_by_itself(row_wise, odd):
+    [rollout] = collect(CountingEnv, (3,), RowsPolicy(row_wise), num_envs=5, num_workers=2)
+    assert rollout.actions.tolist() == 3 * [odd]
+
+
 def test_a_changing_policy_is_followed_by_the_workers():
     """Every collect acts with the weights and the statistics of its moment."""
     runs = []

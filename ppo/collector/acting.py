@@ -19,7 +19,8 @@ GROUP_SIZE = 32
 
 A matrix product rounds differently for different numbers of rows. Actors therefore always see the
 same groups of environments, whoever owns them: a process that owns a part of a group computes the
-group's full size, with zeros in the rows of the others. An actor's own `group_size` divides it.
+group's full size, with zeros in the rows of the others. An actor's own `group_size` divides it;
+one that is `row_wise` gets nothing but that part.
 """
 
 
@@ -50,26 +51,21 @@ class Stacks:
 
 
 class _Group:
-    """The part of one group of environments that lies in `columns`."""
+    """Columns `own` of one group of environments, of which an actor sees the columns `seen`."""
 
-    def __init__(
-        self, columns: Part, buffers: Buffers, start: int, size: int, num_steps: int
-    ) -> None:
-        layout = buffers.layout
-        size = min(size, layout.num_envs - start)
-        first = max(start, columns.first)
-        stop = min(start + size, columns.first + columns.num_envs)
-        own = slice(first, stop)
-        self._rows = slice(first - start, stop - start)
+    def __init__(self, buffers: Buffers, own: range, seen: range, num_steps: int) -> None:
+        layout, size = buffers.layout, len(seen)
+        columns = slice(own.start, own.stop)
+        self._rows = slice(own.start - seen.start, own.stop - seen.start)
         stacked = (layout.history + 1,) if layout.history else ()
         self._obs = np.zeros((size, *stacked, *layout.obs.shape), layout.obs.dtype)
-        self._stacks = Stacks(buffers, own) if stacked else None
-        self._own_obs, self._given_obs = self._obs[self._rows], buffers.obs[:, own]
+        self._stacks = Stacks(buffers, columns) if stacked else None
+        self._own_obs, self._given_obs = self._obs[self._rows], buffers.obs[:, columns]
         self._noise = np.zeros((num_steps, size, layout.noise_size), np.float32)
-        self._noise[:, self._rows] = buffers.noise[:num_steps, own]
-        self._actions = buffers.actions[:, own]
+        self._noise[:, self._rows] = buffers.noise[:num_steps, columns]
+        self._actions = buffers.actions[:, columns]
         self._states = np.zeros((size, layout.state_size), np.float32)
-        self._buffers, self._own, self._remembers = buffers, own, layout.state_size > 0
+        self._buffers, self._own, self._remembers = buffers, columns, layout.state_size > 0
 
     def act(self, actor: Any, t: int) -> None:
         """Write `actions[t]` of these columns, and `states[t + 1]` where there is a memory."""
@@ -84,10 +80,14 @@ class _Group:
         self._buffers.states[t + 1, self._own] = states[self._rows]
 
 
-def _groups(columns: Part, buffers: Buffers, size: int, num_steps: int) -> Iterator[_Group]:
-    first_group = columns.first // size * size
-    for start in range(first_group, columns.first + columns.num_envs, size):
-        yield _Group(columns, buffers, start, size, num_steps)
+def _groups(columns: Part, buffers: Buffers, actor: Any, num_steps: int) -> Iterator[_Group]:
+    size = getattr(actor, "group_size", GROUP_SIZE)
+    row_wise = getattr(actor, "row_wise", False)
+    end = columns.first + columns.num_envs
+    for start in range(columns.first // size * size, end, size):
+        group = range(start, min(start + size, buffers.layout.num_envs))
+        own = range(max(start, columns.first), min(group.stop, end))
+        yield _Group(buffers, own, own if row_wise else group, num_steps)
 
 
 def run_actor(
@@ -97,12 +97,11 @@ def run_actor(
 
     What 32 environments consist of stays in the cache, what hundreds do does not.
     """
-    size = getattr(actor, "group_size", GROUP_SIZE)
     parts = columns.parts(GROUP_SIZE)
     for part in parts[1:]:  # so that the least progress is where the work is
         buffers.progress[part.first : part.first + part.num_envs] = num_steps
     for part in parts:
-        groups = list(_groups(part, buffers, size, num_steps))
+        groups = list(_groups(part, buffers, actor, num_steps))
         buffers.progress[part.first : part.first + part.num_envs] = first_step
         for t in range(first_step, num_steps):
             for group in groups:

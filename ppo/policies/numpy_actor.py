@@ -1,16 +1,20 @@
 """Small actors in NumPy, which environments' processes run by themselves.
 
 Acting on a handful of observations is all call overhead: NumPy spends about a third of torch's.
-Every part is made for one number of rows, with memory of its own for results: BLAS then takes the
-same path bit for bit, whoever calls. What is added to each row is there once for every row, as
-spreading it takes longer than adding.
+Every part is made for one number of rows, with memory of its own for results. What is added to
+each row is there once for every row, as spreading it takes longer than adding.
+
+Layers take every row by itself, a product of a vector and a matrix. For all rows at once BLAS has
+faster kernels, but those of AVX-512 slow many processors down for the next 200 µs, and with it the
+environments' steps, by a quarter (docs/decisions/0007-where-the-time-goes.rst). Besides, what comes
+of a row does not depend on how many others there are.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -79,23 +83,23 @@ class Layers(NamedTuple):
 
     def for_rows(self, rows: int) -> Callable[[np.ndarray], np.ndarray]:
         """The function of inputs `[G, in]` to outputs `[G, out]`."""
-        layers = [
-            # For a single product, dot takes half a microsecond less than matmul.
-            (np.dot if weight.ndim == 2 else np.matmul, weight, bias, np.empty_like(bias))
-            for weight, bias in ((weight, _spread(bias, rows)) for weight, bias in self.layers)
-        ]
+        layers = []
+        for weight, bias in self.layers:
+            spread = _spread(bias, rows)[..., None, :]  # [G, 1, out]
+            layers.append((weight[..., None, :, :], spread, np.empty_like(spread)))
         relu, tanh = self.activation == "relu", self.activation == "tanh"
 
         def forward(h: np.ndarray) -> np.ndarray:
-            for product, weight, bias, out in layers:
-                product(h, weight, out=out)
+            h = h[..., None, :]
+            for weight, bias, out in layers:
+                np.matmul(h, weight, out=out)  # a vector and a matrix for each row
                 np.add(out, bias, out=out)
                 if tanh:
                     np.tanh(out, out=out)
                 elif relu:
                     np.maximum(out, _ZERO, out=out)
                 h = out
-            return h
+            return h[..., 0, :]
 
         return forward
 
@@ -211,6 +215,8 @@ class Choice(NamedTuple):
 @dataclasses.dataclass
 class MLPActor:
     """Observation, hidden layers and a choice: the actor of a policy without memory."""
+
+    row_wise: ClassVar[bool] = True
 
     normalization: Normalization
     hidden: Layers

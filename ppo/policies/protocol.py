@@ -77,7 +77,9 @@ class Policy(Protocol):
 class Actor(Protocol):
     """A picklable copy of the acting half of a policy, for environments' processes.
 
-    It is called for groups of up to `group_size` environments, if it has that attribute.
+    It always gets the same rows together, whichever process acts for them: 32, or as many as its
+    `group_size` says, a divisor of that, if it has one. An attribute `row_wise` that is True says
+    that a row's action does not depend, to the last bit, on how many rows there are.
     """
 
     def __call__(self, obs: np.ndarray, noise: np.ndarray) -> np.ndarray:

@@ -215,12 +215,19 @@ def takes_one_thread(rows: int, inner: int, columns: int) -> bool:
     return rows * inner * columns <= limit
 
 
+def _row_by_row(x: Tensor, y: Tensor) -> bool:
+    """True for rows so few that somebody acts: they are taken as in `ppo.policies.numpy_actor`."""
+    return len(x) <= 16 and x.is_contiguous() and takes_one_thread(1, *y.shape)
+
+
 def _mm(result: Tensor, x: Tensor, y: Tensor) -> list[Step] | None:
     if not _same_type(result, [x, y]):
         return None
     rows, inner, columns = *x.shape, y.shape[1]
     few = takes_one_thread(rows, inner, columns)
     out, *factors = _arrays([result, x, y])
+    if _row_by_row(x, y):
+        return [_written_by(np.matmul, out[:, None], factors[0][:, None], factors[1])]
     if few and out.flags.c_contiguous and all(factor.flags.forc for factor in factors):
         return [_written_by(np.dot, out, *factors)]  # the same, and half a microsecond less
     if inner == 1:
@@ -240,7 +247,7 @@ def _by_torch(function: Callable[..., Any]) -> Kernel:
 
 
 def _addmm(result: Tensor, bias: Tensor, x: Tensor, y: Tensor) -> list[Step] | None:
-    if result.shape[1] > 8:
+    if result.shape[1] > 8 and not _row_by_row(x, y):
         return [_written_by(torch.addmm, result, bias, x, y)]
     product = _mm(result, x, y)
     if product is None:
