@@ -550,8 +550,8 @@ COLLECTOR = [
     Mutant(
         "a group's observations go to the rows of its first columns",
         "collector/acting.py",
-        "self._obs[self._rows], buffers.obs[:, own]",
-        "self._obs[: stop - first], buffers.obs[:, own]",
+        "self._obs[self._rows], buffers.obs[:, columns]",
+        "self._obs[: len(own)], buffers.obs[:, columns]",
         ("workers",),
     ),
     Mutant(
@@ -1952,6 +1952,20 @@ IMAGE_ACTORS = [
         "np.where(ended, 0, self._ages + 1)",
         "self._ages + 1",
         ("stacking",),
+    ),
+    Mutant(
+        "an actor sees a part of a group whatever it says",
+        "collector/acting.py",
+        "own if row_wise else group",
+        "own",
+        ("workers",),
+    ),
+    Mutant(
+        "rows of others are computed for an actor that takes each by itself",
+        "collector/acting.py",
+        "own if row_wise else group",
+        "group",
+        ("workers",),
     ),
     Mutant(
         "what an actor saw is forgotten",
