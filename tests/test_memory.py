@@ -95,9 +95,12 @@ def test_in_float32_they_differ_by_rounding_alone(drawn):
     memory, features, sequences = drawn
     replayed = memory.replay(features, sequences)
     assert replayed.dtype == torch.float32
-    torch.testing.assert_close(
-        replayed, separately(memory, features, sequences), rtol=2e-6, atol=2e-6
-    )
+    one_by_one = separately(memory, features, sequences)
+    doubles = sequences_of(sequences.lengths, [sequences.states.double()])
+    exact = separately(memory.double(), features.double(), doubles)
+    errors = [(found - exact).abs().max().item() for found in (replayed, one_by_one)]
+    # Attention may enlarge what is rounded; then the steps show by how much.
+    assert errors[0] <= max(2e-6, 4.0 * errors[1])
 
 
 @law
