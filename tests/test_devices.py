@@ -204,11 +204,11 @@ def test_images_are_learned(device, precision):
         num_steps=8,
         minibatch_size=32,
         num_epochs=4,
-        learning_rate=1e-3,
+        learning_rate={"linear": [1e-3, 0.0]},
         num_workers=0,
         policy=PolicyConfig(hidden_sizes=(), shared=True, cnn_features=16, precision=precision),
     )
-    agent = PPOAgent(config=config, device=device).learn(ShadesEnv, 16 * 128)
+    agent = PPOAgent(config=config, device=device).learn(ShadesEnv, 32 * 128)
     assert agent.evaluate(ShadesEnv, 64).mean_return > 0.9
 
 

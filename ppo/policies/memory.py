@@ -292,6 +292,8 @@ def _to_device(numbers: np.ndarray, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(numbers)
     if device.type == "cpu":
         return tensor
+    if device.type == "mps":  # which shares its memory with the CPU
+        return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
