@@ -445,7 +445,8 @@ def test_nothing_starts_from_scratch_in_silence(command, copied, capsys):
 def test_a_signal_to_the_whole_process_group_saves_the_run(signum):
     # A shell that starts the tests in the background has them ignore Ctrl-C, and their children.
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    command = ["train", "cartpole", "steps=1e8", "num_workers=2", "--name", "run"]
+    settings = ["steps=1e8", "num_workers=2", "num_envs=8", "num_steps=64"]
+    command = ["train", "cartpole", *settings, "--name", "run"]
     process = subprocess.Popen(
         [sys.executable, "-m", "ppo", *command],
         env={
