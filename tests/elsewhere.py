@@ -6,6 +6,7 @@ together, and to let a device work, on a machine that has none.
 """
 
 import contextlib
+from typing import ClassVar
 from unittest import mock
 
 import torch
@@ -66,7 +67,7 @@ class Elsewhere(Tensor):
 class Generator(torch.Generator):
     """What stands for torch's own; it may be elsewhere."""
 
-    there = {}  # noqa: RUF012
+    there: ClassVar[dict[int, torch.Generator]] = {}
 
     def __new__(cls, device="cpu"):
         generator = super().__new__(cls)

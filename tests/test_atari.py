@@ -84,7 +84,11 @@ def test_actions_stick_as_often_as_the_game_says(monkeypatch, stickiness):
     env, taken = game(repeat_action_probability=stickiness), []
     env.reset(seed=0)
     assert env.unwrapped.ale.getFloat("repeat_action_probability") == 0.0  # not once more
-    carried_out = lambda action: taken.append(action) or (None, 0.0, False, False, {})  # noqa: E731
+
+    def carried_out(action):
+        taken.append(action)
+        return None, 0.0, False, False, {}
+
     monkeypatch.setattr(env.unwrapped, "step", carried_out)
     for t in range(2000):
         env.step(t)

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from strategies import law, seeds
 
 from ppo import Evaluation, PolicyConfig, PPOAgent, PPOConfig
-from ppo.collector.acting import Stacks
 from ppo.collector.buffers import Buffers, Layout
-from ppo.collector.stacking import FrameIndex
+from ppo.collector.stacking import FrameIndex, Stacks
 from ppo.frames import FrameStack, newest, to_tensor
 from ppo.policies.state import PolicyState
 from ppo.spaces import Leaf

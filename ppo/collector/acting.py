@@ -9,10 +9,10 @@ import numpy as np
 
 from ppo.collector.buffers import Buffers
 from ppo.collector.columns import Columns, Part
+from ppo.collector.stacking import Stacks
 from ppo.policies.protocol import Actor
-from ppo.trees import map_tree
 
-__all__ = ["GROUP_SIZE", "Stacks", "run_actor"]
+__all__ = ["GROUP_SIZE", "run_actor"]
 
 GROUP_SIZE = 32
 """Environments per call of an actor.
@@ -22,32 +22,6 @@ same groups of environments, whoever owns them: a process that owns a part of a 
 group's full size, with zeros in the rows of the others. An actor's own `group_size` divides it;
 one that is `row_wise` gets nothing but that part.
 """
-
-
-class Stacks:
-    """The latest frames of some columns, row after row.
-
-    As `ppo.collector.stacking.FrameIndex` has them for a whole rollout.
-    """
-
-    def __init__(self, buffers: Buffers, columns: slice) -> None:
-        self._buffers, self._columns, self._row = buffers, columns, 0
-        self._back = np.arange(buffers.layout.history + 1)[::-1]
-        self._numbers = np.arange(buffers.layout.num_envs)[columns, None]
-        self._ages = buffers.ages[columns]
-
-    def ages(self, t: int) -> np.ndarray:
-        """Steps since the episodes began, at row `t`, not before the last one asked for; `[n]`."""
-        while self._row < t:
-            ended = self._buffers.ended((self._row, self._columns))
-            self._ages = np.where(ended, 0, self._ages + 1)
-            self._row += 1
-        return self._ages
-
-    def at(self, t: int) -> Any:
-        """The stacks that are acted on in row `t`, a tree of `[n, k, ...]`."""
-        rows = len(self._back) - 1 + t - np.minimum(self._back, self.ages(t)[:, None])
-        return map_tree(lambda frames: frames[rows, self._numbers], self._buffers.frames)
 
 
 class _Group:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ppo.collector.acting import Stacks
 from ppo.collector.buffers import Buffers
+from ppo.collector.stacking import Stacks
 from ppo.errors import SpaceError
 from ppo.policies.protocol import generator_on, takes
 from ppo.policies.state import PolicyState, frame_stack_of, state_size_of

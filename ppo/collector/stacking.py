@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ppo.collector.buffers import Buffers
 from ppo.frames import FrameStack
 from ppo.trees import map_tree
 
-__all__ = ["FrameIndex"]
+__all__ = ["FrameIndex", "Stacks"]
 
 
 class FrameIndex:
@@ -69,3 +70,29 @@ class FrameIndex:
             return np.concatenate([array[rows, env_index], last[None]])
 
         return map_tree(stack, frames, obs)
+
+
+class Stacks:
+    """The latest frames of some columns, row after row.
+
+    As `FrameIndex` has them for a whole rollout, but while it is collected.
+    """
+
+    def __init__(self, buffers: Buffers, columns: slice) -> None:
+        self._buffers, self._columns, self._row = buffers, columns, 0
+        self._back = np.arange(buffers.layout.history + 1)[::-1]
+        self._numbers = np.arange(buffers.layout.num_envs)[columns, None]
+        self._ages = buffers.ages[columns]
+
+    def ages(self, t: int) -> np.ndarray:
+        """Steps since the episodes began, at row `t`, not before the last one asked for; `[n]`."""
+        while self._row < t:
+            ended = self._buffers.ended((self._row, self._columns))
+            self._ages = np.where(ended, 0, self._ages + 1)
+            self._row += 1
+        return self._ages
+
+    def at(self, t: int) -> Any:
+        """The stacks that are acted on in row `t`, a tree of `[n, k, ...]`."""
+        rows = len(self._back) - 1 + t - np.minimum(self._back, self.ages(t)[:, None])
+        return map_tree(lambda frames: frames[rows, self._numbers], self._buffers.frames)

@@ -1401,8 +1401,8 @@ FRAMES = [
     Mutant(
         "the stack of a successor reaches a frame further back",
         "collector/stacking.py",
-        "ages + 1)",
-        "ages + 2)",
+        "[::-1], ages + 1)",
+        "[::-1], ages + 2)",
         ("stacking",),
     ),
     Mutant(
@@ -1948,7 +1948,7 @@ IMAGE_ACTORS = [
     ),
     Mutant(
         "an actor sees frames of an episode that has ended",
-        "collector/acting.py",
+        "collector/stacking.py",
         "np.where(ended, 0, self._ages + 1)",
         "self._ages + 1",
         ("stacking",),
