@@ -1,6 +1,8 @@
 """Collecting in worker processes: the same numbers, and an end to every fault."""
 
+import functools
 import multiprocessing
+import os
 import subprocess
 import sys
 import threading
@@ -20,9 +22,9 @@ from known_policies import (
     SnapshotCountPolicy,
     SnapshotMemoryCountPolicy,
 )
-from processes import run_script
+from processes import run_script, wait_until
 
-from ppo.collector import RolloutCollector, pool, worker
+from ppo.collector import RolloutCollector, pool, processes, worker
 from ppo.collector.signals import STEP
 from ppo.policies import PolicyConfig, make_policy
 
@@ -159,6 +161,31 @@ def test_a_worker_that_waited_long_sleeps_at_once_the_next_time(monkeypatch):
     with ours, theirs:
         worker._serve_steps(theirs, SimpleNamespace(step=lambda t: None), range(3), 1e-3)
     assert polled == [1e-3, 0.0, 0.0]
+
+
+def test_whoever_ran_where_the_parent_runs_is_woken_last(monkeypatch):
+    places = {"thread-self": 1, 11: 1, 12: 0, 13: None}
+    monkeypatch.setattr(processes, "_last_processor", places.get)
+    workers = [SimpleNamespace(process=SimpleNamespace(pid=pid)) for pid in (11, 12, 13)]
+    assert [one.process.pid for one in processes.waking_order(workers)] == [12, 13, 11]
+    places["thread-self"] = 2
+    assert processes.waking_order(workers) == workers
+
+
+def ran_on(pid, processor):
+    return processes._last_processor(pid) == processor
+
+
+def test_where_a_process_ran_is_known():
+    napping = "import time\nwhile True: time.sleep(0.01)"
+    with subprocess.Popen([sys.executable, "-c", napping]) as process:
+        try:
+            for processor in os.sched_getaffinity(0):
+                os.sched_setaffinity(process.pid, {processor})
+                assert wait_until(functools.partial(ran_on, process.pid, processor))
+        finally:
+            process.kill()
+    assert processes._last_processor(process.pid) is None
 
 
 class SlowEnv(CountingEnv):

@@ -21,6 +21,7 @@ from ppo.collector.processes import (
     end_workers,
     num_processors,
     start_context,
+    waking_order,
 )
 from ppo.collector.replay import Bookmark, Place
 from ppo.collector.signals import STEP, STEPPED, Patience, poll, receive_byte
@@ -244,7 +245,7 @@ class WorkerPool:
         self._died_idle = {w for w, one in enumerate(self._workers) if one.sentinel in ready}
         # Once for all, by the protocol that does not copy arrays in between.
         pickled = reduction.ForkingPickler.dumps(message, 5)
-        for one in self._workers:
+        for one in waking_order(self._workers):
             with contextlib.suppress(OSError):  # who is dead is met when an answer is awaited
                 one.conn.send_bytes(pickled)
 
