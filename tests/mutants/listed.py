@@ -548,6 +548,13 @@ COLLECTOR = [
         ("restarts",),
     ),
     Mutant(
+        "a worker is woken first where the parent runs",
+        "collector/processes.py",
+        "_last_processor(one.process.pid) == here",
+        "_last_processor(one.process.pid) != here",
+        ("workers",),
+    ),
+    Mutant(
         "a group's observations go to the rows of its first columns",
         "collector/acting.py",
         "self._obs[self._rows], buffers.obs[:, columns]",
