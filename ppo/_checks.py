@@ -64,6 +64,15 @@ def check_positive_integer(name: str, value: object) -> None:
         raise ValueError(f"{name} is {value!r}, wanted an integer of at least 1; pass {name} >= 1")
 
 
+def check_callable(name: str, value: object) -> None:
+    """Raise unless ``value`` can be called, or is None."""
+    if value is not None and not callable(value):
+        raise TypeError(
+            f"{name} is {value!r} ({_kind(type(value))}), wanted a function; pass the function "
+            "itself, not what it returns"
+        )
+
+
 def check_floating(name: str, x: Tensor) -> None:
     """Raise unless ``x`` holds floating-point numbers."""
     if not x.is_floating_point():

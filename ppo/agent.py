@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import nn
 from typing_extensions import Self
 
 from ppo import assembly
-from ppo._checks import check_at_least_1
+from ppo._checks import check_at_least_1, check_callable
 from ppo.acting import act
 from ppo.collector import CollectorState, RolloutCollector
 from ppo.config import PPOConfig
@@ -83,7 +83,7 @@ class PPOAgent:
         device: torch.device | str = "cpu",
         logger: Callable[[Report], object] | None = None,
     ) -> None:
-        assembly.check_arguments(policy, config, seed)
+        assembly.check_arguments(policy, config, seed, logger)
         self.config = config
         self.seed = seed
         self.device = torch.device(device)
@@ -152,9 +152,10 @@ class PPOAgent:
         Raises:
             NonFiniteError: NaN or infinity was met; the agent is as it was before the update.
             PPOError: As for `RolloutCollector`, and for an environment with other spaces.
-            ValueError: `steps` is below 1.
+            TypeError, ValueError: `callback` is no function; `steps` is below 1.
         """
         check_at_least_1("steps", steps)
+        check_callable("callback", callback)
         goal = self.steps + steps
         with (
             assembly.configured_collector(
@@ -170,13 +171,12 @@ class PPOAgent:
             self._begin(collector, goal)
             with self._learner.helped(assembly.chooses_processes(env, self.config)):
                 while self.steps < goal:
-                    start = time.perf_counter()
+                    start = perf_counter()
                     self._between_rollouts = None
                     rollout = collector.collect(self.policy, self.config.num_steps)
                     metrics = self.update(rollout)
                     self._between_rollouts = collector
-                    seconds = time.perf_counter() - start
-                    metrics["steps_per_second"] = rollout.num_transitions / seconds
+                    metrics["steps_per_second"] = rollout.num_transitions / (perf_counter() - start)
                     if self.config.on_fault == "restart":
                         metrics["restarts"] = collector.restarts
                     report = self._report(rollout, metrics)

@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from ppo._checks import check_callable
 from ppo.advantages import gae, normalize
 from ppo.collector import RolloutCollector
 from ppo.config import PPOConfig
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 
-def check_arguments(policy: object, config: object, seed: object) -> None:
+def check_arguments(policy: object, config: object, seed: object, logger: object) -> None:
     """Raise for what no agent can be made of."""
     if policy is not None and not (isinstance(policy, nn.Module) and isinstance(policy, Policy)):
         raise TypeError(
@@ -43,6 +44,7 @@ def check_arguments(policy: object, config: object, seed: object) -> None:
         )
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
+    check_callable("logger", logger)
 
 
 def configured_env(env: EnvLike, config: PPOConfig) -> EnvLike:

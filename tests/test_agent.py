@@ -481,6 +481,15 @@ def test_before_the_first_episode_ends_its_return_is_nan():
     assert math.isnan(seen[0].metrics["episode_length"])
 
 
+def test_what_is_to_be_called_must_be_a_function():
+    agent = PPOAgent(config=SMALL)
+    with pytest.raises(TypeError, match=r"callback is 5 \(int\), wanted a function"):
+        agent.learn(CountingEnv, 1, callback=5)
+    assert (agent.policy, agent.goal) == (None, 0)
+    with pytest.raises(TypeError, match=r"logger is 'log.txt' \(str\), wanted a function"):
+        PPOAgent(logger="log.txt")
+
+
 def test_a_callback_that_returns_false_stops_and_nothing_else_does():
     answers = iter([None, 0, "", True, False, None])
     agent = PPOAgent(config=SMALL).learn(

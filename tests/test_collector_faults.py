@@ -137,6 +137,9 @@ def failing_factories():
     def unsupported_obs(made):
         return WithSpaces(observation_space=spaces.Text(2))
 
+    def no_observation_space(made):
+        return CountingEnv() if len(made) < 2 else gymnasium.Env()
+
     def no_env(made):
         return CountingEnv() if len(made) < 2 else "an environment"
 
@@ -145,6 +148,7 @@ def failing_factories():
         (third_differs, SpaceError, "environment 2 has other spaces than environment 0"),
         (unsupported_action, SpaceError, "action space Text"),
         (unsupported_obs, SpaceError, "observation space Text"),
+        (no_observation_space, SpaceError, r"environment 2 \(Env\) has no observation_space; set"),
         (no_env, TypeError, "factory of environment 2 must return a gymnasium.Env, got str"),
     ]
 

@@ -23,6 +23,7 @@ from ppo.spaces import (
     MASK_KEY,
     ActionMasks,
     ObservationLayout,
+    Space,
     check_observation_space,
     make_action_adapter,
 )
@@ -75,26 +76,12 @@ class EnvColumns:
         try:
             for index in range(len(made), self.num_envs):
                 self._envs.append(_make_one(factories[index], first + index))
-        except BaseException:
-            self.close()
-            raise
-        self.observation_space = self._envs[0].observation_space
-        self.action_space = self._envs[0].action_space
-        for index, env in enumerate(self._envs):
-            if (env.observation_space, env.action_space) != (
-                self.observation_space,
-                self.action_space,
-            ):
-                self.close()
-                raise SpaceError(
-                    f"environment {first + index} has other spaces than environment {first}: "
-                    f"{env.observation_space}, {env.action_space} against "
-                    f"{self.observation_space}, {self.action_space}"
-                )
-        try:
+            self.observation_space, self.action_space = _spaces_of(self._envs[0], first)
+            for index, env in enumerate(self._envs, first):
+                self._check_spaces(index, env, f"has other spaces than environment {first}")
             make_action_adapter(self.action_space)
             self._layout = ObservationLayout(check_observation_space(self.observation_space))
-        except SpaceError:
+        except BaseException:
             self.close()
             raise
         self._masks = ActionMasks(self.action_space)
@@ -106,6 +93,14 @@ class EnvColumns:
         self._lengths = [0] * self.num_envs
         self._finals: list[Final] = []
         self._episodes: list[tuple[int, Episode]] = []
+
+    def _check_spaces(self, index: int, env: Env, fault: str) -> None:
+        spaces, wanted = _spaces_of(env, index), (self.observation_space, self.action_space)
+        if spaces != wanted:
+            raise SpaceError(
+                f"environment {index} {fault}: {spaces[0]}, {spaces[1]} against "
+                f"{wanted[0]}, {wanted[1]}"
+            )
 
     def attach(self, buffers: Buffers) -> None:
         """Write into these arrays from now on."""
@@ -194,15 +189,11 @@ class EnvColumns:
                 break
             except PPOError as error:
                 self._restarts.spend(row, self.first + index, error)
-        if (env.observation_space, env.action_space) != (
-            self.observation_space,
-            self.action_space,
-        ):
+        try:
+            self._check_spaces(self.first + index, env, "was made anew with other spaces")
+        except SpaceError:
             self._close(env)
-            raise SpaceError(
-                f"environment {self.first + index} was made anew with other spaces: "
-                f"{env.observation_space}, {env.action_space}"
-            )
+            raise
         self._envs[index], self._steps[index] = env, env.step
         self._new.add(index)
 
@@ -348,6 +339,17 @@ def _make_one(factory: EnvFactory, index: int) -> Env:
             "them one kind at a time"
         )
     return env
+
+
+def _spaces_of(env: Env, index: int) -> tuple[Space, Space]:
+    """What an environment shows and what it takes; says which of them it does not declare."""
+    for name in ("observation_space", "action_space"):
+        if not hasattr(env, name):
+            raise SpaceError(
+                f"environment {index} ({type(env.unwrapped).__name__}) has no {name}; set "
+                f"self.{name} in its __init__ to one of gymnasium.spaces"
+            )
+    return env.observation_space, env.action_space
 
 
 def mask_source(env: Env, info: dict[str, Any]) -> MaskSource | None:
