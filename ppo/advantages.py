@@ -339,7 +339,7 @@ def normalize(x: ArrayT, valid: ArrayT | None = None, *, eps: float = 1e-8) -> A
         tensor([0., 0., 0.])
 
     Source:
-        Engstrom et al., "Implementation Matters in Deep Policy Gradients", 2020; Andrychowicz et
+        Huang et al., "The 37 Implementation Details of PPO", 2022, core detail 7; Andrychowicz et
         al., "What Matters in On-Policy Reinforcement Learning?", 2021, choice C67.
     """
     check_non_negative("eps", eps)

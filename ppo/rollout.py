@@ -70,6 +70,9 @@ class Batch:
     Attributes:
         sequences: Which rows belong together; None if each stands for itself.
 
+    Raises:
+        ValueError: There are no fields, or their first axes differ.
+
     Example:
         >>> batch = Batch(obs=torch.zeros(10, 4), actions=torch.zeros(10))
         >>> [len(m) for m in batch.minibatches(4, torch.Generator().manual_seed(0))]

@@ -20,7 +20,7 @@ class GSDE(DiagonalGaussian):
               \quad a_i \sim \mathcal N\left(\mu_i, \textstyle\sum_f \phi_f^2 \sigma_{fi}^2\right)
 
     With one matrix :math:`\epsilon` kept for many steps the noise is smooth: equal states get equal
-    actions (Raffin et al. 2021, section 4). Density, entropy and divergence are those of each
+    actions (Raffin et al. 2021, section 3). Density, entropy and divergence are those of each
     action by itself, whose variance gets 1e-6 added for features that vanish.
 
     Args:

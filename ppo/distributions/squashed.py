@@ -19,9 +19,9 @@ _NODES, _REACH = 80, 5.0
 
 
 class SquashedGaussian(DiagonalGaussian):
-    r"""The hyperbolic tangent of a `DiagonalGaussian`, scaled to bounds.
+    r"""The tanh of a `DiagonalGaussian`, scaled to bounds.
 
-    An action is kept as the Gaussian sample :math:`u` *before* the tangent, from which the
+    An action is kept as the Gaussian sample :math:`u` *before* the tanh, from which the
     environment's action follows (`to_env`) but not the other way round without loss. The density
     is that of the environment's action, in its units (Haarnoja et al. 2018, appendix C):
 

@@ -16,7 +16,7 @@ class ActionHead(nn.Module):
     Attributes:
         noise_size: Numbers of noise per action.
         mask_size: Entries of an action mask; 0 where there is nothing to forbid.
-        squashed: Raw actions of Box leaves are samples before the tangent, not the environment's.
+        squashed: Raw actions of Box leaves are samples before the tanh, not the environment's.
     """
 
     noise_size: int

@@ -67,7 +67,7 @@ class GaussianHead(ActionHead):
 
 
 class SquashedGaussianHead(GaussianHead):
-    """A `GaussianHead` whose samples the hyperbolic tangent brings between the bounds."""
+    """A `GaussianHead` whose samples a tanh brings between the bounds."""
 
     squashed = True
     low: Tensor
@@ -84,7 +84,7 @@ class SquashedGaussianHead(GaussianHead):
         _keep_bounds(self, space)
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> SquashedGaussian:
-        """Squashed Gaussian over flattened samples `[B, d]` before the tangent."""
+        """Squashed Gaussian over flattened samples `[B, d]` before the tanh."""
         log_std = self.bounded_log_std(features)
         return SquashedGaussian(self.linear(features), log_std, self.low, self.high)
 
@@ -121,7 +121,7 @@ class BetaHead(ActionHead):
 class GSDEHead(ActionHead):
     """Mean from the features, and exploration that is linear in them.
 
-    The exploration does not train the features (Raffin et al. 2021, section 4; as in the authors'
+    The exploration does not train the features (Raffin et al. 2021, section 3; as in the authors'
     code). `log_std` holds `[F, d]` logarithms of what the standard deviation of an action is where
     the features have mean square 1: the sum over features is divided by the root of their number.
     """
