@@ -63,6 +63,19 @@ def test_the_first_actions_hardly_depend_on_the_observation():
     assert (log_p.exp() - 1 / 3).abs().max() < 0.02
 
 
+@pytest.mark.parametrize("shape", [(40, 44, 3), (3, 40, 44), (40, 44)], ids=str)
+def test_floating_images_stay_as_they_are_and_are_seen_as_bytes_are(shape):
+    encoder = NatureCNN(shape, generator(), 16)
+    bytes_ = torch.randint(0, 256, (5, *shape), generator=generator(), dtype=torch.uint8)
+    images = bytes_.float().requires_grad_()
+    before = images.detach().clone()
+    features = encoder(images)
+    assert torch.equal(images, before)
+    assert torch.equal(features, encoder(bytes_))
+    features.sum().backward()
+    assert images.grad.abs().max() > 0.0
+
+
 @ACTIONS
 def test_the_seed_and_nothing_else_decides_the_weights(action_space):
     torch.manual_seed(1)

@@ -207,6 +207,8 @@ class NatureCNN(nn.Module):
         if not obs.is_contiguous(memory_format=last):
             obs = torch.stack(obs.unbind(1), -1).movedim(-1, 1)
         pixels = obs.to(torch.bfloat16 if half else torch.float32, memory_format=last)
+        # In place where these are a copy: floating ones may be the caller's.
+        pixels = pixels / 255.0 if obs.is_floating_point() else pixels.div_(255.0)
         with torch.autocast(obs.device.type, torch.bfloat16, enabled=half):
-            features: Tensor = self.linear(self.convolutions(pixels.div_(255.0)))
+            features: Tensor = self.linear(self.convolutions(pixels))
         return features.float()
