@@ -16,7 +16,7 @@ from ppo._checks import check_positive_integer
 from ppo.collector import open_columns
 from ppo.collector.buffers import Buffers, Layout
 from ppo.collector.policy_calls import PolicyCalls
-from ppo.collector.streams import NOISE, POLICY, stream
+from ppo.collector.streams import EVALUATION, NOISE, POLICY, stream
 from ppo.envs import EnvLike, resolve_env
 from ppo.policies.protocol import Policy, check_methods, policy_device
 from ppo.rollout import Episode
@@ -83,7 +83,7 @@ def evaluate(
         episodes: Number of episodes, at least 1.
         deterministic: Take the mode of the distribution instead of sampling.
         num_envs: Environments stepped side by side.
-        seed: Seeds episodes and, when sampling, actions.
+        seed: Seeds episodes and, when sampling, actions; other ones than a collector's.
         env_kwargs: For an id, passed to `gymnasium.make`.
         autoreset_mode: For a vector environment whose metadata does not name its mode.
 
@@ -105,16 +105,17 @@ def evaluate(
     """
     check_methods(policy, "act")
     check_positive_integer("episodes", episodes)
-    root = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+    if not isinstance(seed, np.random.SeedSequence):
+        seed = np.random.SeedSequence(seed, spawn_key=(EVALUATION,))
     source = resolve_env(
         env, min(num_envs, episodes), env_kwargs=env_kwargs, autoreset_mode=autoreset_mode
     )
-    columns = open_columns(source, root)
+    columns = open_columns(source, seed)
     with contextlib.closing(columns), _at_rest(policy):
         space = check_observation_space(columns.observation_space)
         check_policy_spaces(policy, space, columns.action_space)
         count = columns.num_envs
-        generator = torch.Generator().manual_seed(int(stream(root, POLICY, 0).integers(2**63 - 1)))
+        generator = torch.Generator().manual_seed(int(stream(seed, POLICY, 0).integers(2**63 - 1)))
         actions = make_action_adapter(columns.action_space).leaves
         device = policy_device(policy)
         calls = PolicyCalls(policy, device, generator, count, actions, deterministic=deterministic)
@@ -133,7 +134,7 @@ def evaluate(
         if masked.any():
             calls.check_masks(masks.lie_in(space))
             buffers.masks[:, ~masked] = True
-        noises = [stream(root, NOISE, index) for index in range(count)]
+        noises = [stream(seed, NOISE, index) for index in range(count)]
         quota = [episodes // count + (index < episodes % count) for index in range(count)]
         played: list[list[Episode]] = [[] for _ in range(count)]
         while any(len(done) < wanted for done, wanted in zip(played, quota, strict=True)):

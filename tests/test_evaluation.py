@@ -436,6 +436,17 @@ def test_an_environment_without_a_spec_plays_all_episodes_itself():
     assert len(env.seeds) >= 6
 
 
+@pytest.mark.filterwarnings("ignore:.*cannot be rebuilt from its spec")
+def test_other_episodes_are_played_than_in_a_training_with_the_same_seed():
+    trained, played = Recorder(OfLength(2)), Recorder(OfLength(2))
+    policy = policy_for()
+    with RolloutCollector(trained, seed=3) as collector:
+        collector.collect(policy, 20)
+    evaluate(policy, played, 10, seed=3)
+    assert len(trained.seeds) >= len(played.seeds) >= 10
+    assert not set(trained.seeds) & set(played.seeds)
+
+
 def test_arguments_reach_an_environment_given_by_id():
     policy = policy_for(lambda: gymnasium.make("CartPole-v1"))
     paid = evaluate(policy, "CartPole-v1", 2, env_kwargs={"sutton_barto_reward": True})

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["EPISODES", "NOISE", "POLICY", "stream"]
+__all__ = ["EPISODES", "EVALUATION", "NOISE", "POLICY", "stream"]
 
-EPISODES, NOISE, POLICY = range(3)
-"""Purposes: seeds of episodes, action noise, and policies that draw by themselves."""
+EPISODES, NOISE, POLICY, EVALUATION = range(4)
+"""Purposes: seeds of episodes, action noise, policies that draw by themselves, and all three of an
+evaluation, which is to see other episodes than a training with the same seed."""
 
 
 def stream(root: np.random.SeedSequence, purpose: int, index: int) -> np.random.Generator:
