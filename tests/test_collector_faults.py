@@ -173,6 +173,28 @@ def test_a_failed_start_closes_what_was_made(factory, error, message):
     assert [env.closed for env in made] == [1] * len(made)
 
 
+class Unspeakable(CountingEnv):
+    """Ends with its first step, on an observation that is not finite."""
+
+    def __init__(self, ending):
+        super().__init__(1, ending)
+
+    def observe(self):
+        return np.full(2, np.nan if self.count else 0.0, np.float32)
+
+
+@MODES
+def test_what_follows_a_termination_is_nobodys_successor_and_may_be_anything(mode):
+    policy = CountPolicy()
+    for num_steps in (4, 5):  # the last row is an end, or it is not
+        vector = SyncVectorEnv([lambda: Unspeakable("terminated")], autoreset_mode=mode)
+        for rollout in collect(vector, (num_steps, num_steps), policy, num_envs=1):
+            assert rollout.next_values[rollout.valid].eq(0.0).all()
+        vector = SyncVectorEnv([lambda: Unspeakable("truncated")], autoreset_mode=mode)
+        with pytest.raises(NonFiniteError, match=r"environment 0 .*observation at rollout step 0"):
+            collect(vector, (num_steps,), policy, num_envs=1)
+
+
 # --- wrong arguments and wrong order
 
 

@@ -56,12 +56,16 @@ class RawRollout:
                 return
         rewards = np.isfinite(buffers.rewards[:num_steps])
         successors = np.ones_like(rewards)
+        # Nobody learns from what a row that is no transition shows, nor from what follows the last
+        # one if that is an end: if it begins an episode, the next rollout begins with it.
+        unseen = ~np.append(buffers.valid[:num_steps], ~buffers.terminated[None, num_steps - 1], 0)
         for obs in leaves(buffers.obs):
             if not np.issubdtype(obs.dtype, np.floating):
                 continue
             finite = np.isfinite(obs[: num_steps + 1]).reshape(*obs[: num_steps + 1].shape[:2], -1)
-            successors &= finite[1:].all(-1)
-            successors[0] &= finite[0].all(-1)
+            fine = finite.all(-1) | unseen
+            successors &= fine[1:]
+            successors[0] &= fine[0]
         for final in self.harvest.finals:
             found = all(np.isfinite(leaf).all() for leaf in leaves(final.obs))
             successors[final.step, final.env_index] &= found
