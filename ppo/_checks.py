@@ -4,6 +4,7 @@ Every message names the argument, what came, what was wanted and the remedy. Not
 the contents of a tensor, so no check ever waits for a device.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, TypeVar
@@ -38,11 +39,12 @@ def check_above_1(name: str, value: object) -> None:
         raise ValueError(f"{name} is {value!r}, wanted a number above 1; pass {name} > 1")
 
 
-def check_at_least_1(name: str, value: object) -> None:
-    """Raise unless ``value`` is a number of at least 1."""
+def whole_number(name: str, value: float) -> int:
+    """Return a number of at least 1, rounded up to an integer; raise for anything else."""
     check_number(name, value)
-    if not value >= 1:  # type: ignore[operator]  # NaN too
-        raise ValueError(f"{name} must be at least 1, got {value!r}")
+    if not 1 <= value < math.inf:  # NaN too
+        raise ValueError(f"{name} must be at least 1 and finite, got {value!r}")
+    return math.ceil(value)
 
 
 def check_number(name: str, value: object) -> None:
@@ -71,6 +73,14 @@ def check_callable(name: str, value: object) -> None:
             f"{name} is {value!r} ({_kind(type(value))}), wanted a function; pass the function "
             "itself, not what it returns"
         )
+
+
+def as_device(device: torch.device | str) -> torch.device:
+    """Return the device of that name; raise where there is none."""
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is unknown: {error}") from error
 
 
 def check_floating(name: str, x: Tensor) -> None:

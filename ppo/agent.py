@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from torch import nn
 from typing_extensions import Self
 
 from ppo import assembly
-from ppo._checks import check_at_least_1, check_callable
+from ppo._checks import as_device, check_callable, whole_number
 from ppo.acting import act
 from ppo.collector import CollectorState, RolloutCollector
 from ppo.config import PPOConfig
@@ -56,7 +55,8 @@ class PPOAgent:
         logger: Called with a `Report` after every update.
 
     Attributes:
-        policy: The policy; None until it is built.
+        policy: The policy; None until it is built. Another one that is put there is trained with
+            an optimizer of its own.
         config: The hyperparameters.
         steps: Transitions trained on so far.
         goal: Transitions at which the latest `learn` ends, or was to end.
@@ -85,8 +85,8 @@ class PPOAgent:
     ) -> None:
         assembly.check_arguments(policy, config, seed, logger)
         self.config = config
-        self.seed = seed
-        self.device = torch.device(device)
+        self.seed = int(seed)
+        self.device = as_device(device)
         self.policy: Any = None
         self.steps = 0
         self.updates = 0
@@ -111,8 +111,8 @@ class PPOAgent:
     def _adopt(self, policy: nn.Module) -> None:
         self._learner = Learner(policy.to(self.device), LearnerSettings.of(self.config))
         self.policy = policy
-        self.observation_space = getattr(policy, "observation_space", None)
-        self.action_space = getattr(policy, "action_space", None)
+        self.observation_space = getattr(policy, "observation_space", self.observation_space)
+        self.action_space = getattr(policy, "action_space", self.action_space)
         self._frozen = frozen_parameters(policy)
 
     def _build(self, observation_space: Space, action_space: Space) -> None:
@@ -154,9 +154,8 @@ class PPOAgent:
             PPOError: As for `RolloutCollector`, and for an environment with other spaces.
             TypeError, ValueError: `callback` is no function; `steps` is below 1.
         """
-        check_at_least_1("steps", steps)
         check_callable("callback", callback)
-        goal = self.steps + steps
+        goal = self.steps + whole_number("steps", steps)
         with (
             assembly.configured_collector(
                 env,
@@ -193,11 +192,9 @@ class PPOAgent:
         self.goal = goal
         scaler = self._reward_scaler
         if self.left_off is not None and collector.fits(self.left_off):
-            playing = torch.from_numpy(collector.load_state_dict(self.left_off))
+            playing = collector.load_state_dict(self.left_off)
             if scaler is not None:
-                state = scaler.state_dict()
-                state["returns"][~playing] = 0.0
-                scaler.load_state_dict(state)
+                scaler.forget(~torch.from_numpy(playing))
         else:
             self._learn_calls += 1
             if scaler is not None:
@@ -249,13 +246,9 @@ class PPOAgent:
             raise PPOError("update needs a policy: pass one to PPOAgent, or call learn first")
         rollout.check_finite()
         config = self.config
-        scaler = copy.deepcopy(self._reward_scaler)  # kept only if the update succeeds
-        rewards = rollout.rewards
-        if config.normalize_rewards:
-            scaler = scaler or RewardScaler(config.gamma, rewards.shape[1])
-            if scaler.num_envs != rewards.shape[1]:  # other environments: their returns start anew
-                scaler.reset(rewards.shape[1])
-            rewards = scaler(rewards, rollout.terminated, rollout.truncated, rollout.valid)
+        if not self._learner.improves(self.policy):  # the caller has put another one there
+            self._adopt(self.policy)
+        scaler, rewards = assembly.scaled_rewards(self._reward_scaler, rollout, config)
         batch, returns = assembly.batch_with_advantages(rollout, rewards, config)
         explained = explained_variance(rollout.values, returns, rollout.valid)
 
@@ -327,6 +320,9 @@ class PPOAgent:
             episodes: Number of episodes.
             deterministic: Take the most likely actions instead of sampling.
             seed: Seeds the episodes, independently of the training's.
+
+        Returns:
+            Return and length of every episode.
         """
         if self.policy is None:
             raise PPOError("evaluate needs a policy: call learn or load first")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from ppo.policies.protocol import Policy
 from ppo.policies.snapshot import acts_in_workers
 from ppo.rollout import Batch, Rollout
 from ppo.spaces import is_image, sub_spaces
+from ppo.statistics import RewardScaler
 from ppo.trees import leaves
 
 __all__ = [
@@ -115,6 +117,24 @@ def _pays_in_workers(collector: RolloutCollector, config: PPOConfig, policy: Any
     alone = isinstance(obs, spaces.Box) and isinstance(actions, spaces.Box | spaces.Discrete)
     seen = any(map(is_image, leaves(sub_spaces(obs))))
     return seen or not _is_default(policy) or (alone and config.policy.frame_stack == 1)
+
+
+def scaled_rewards(
+    scaler: RewardScaler | None, rollout: Rollout, config: PPOConfig
+) -> tuple[RewardScaler | None, Tensor]:
+    """Rewards `[T, N]` as the configuration wants them, and the scaler as it is behind them.
+
+    A copy: what is not learned from leaves no trace.
+    """
+    scaler, rewards = copy.deepcopy(scaler), rollout.rewards
+    if config.normalize_rewards:
+        scaler = scaler or RewardScaler(config.gamma, rewards.shape[1])
+        if scaler.num_envs != rewards.shape[1]:  # other environments: their returns start anew
+            scaler.reset(rewards.shape[1])
+        if config.on_fault == "restart":  # an episode lost in the first row has left no end
+            scaler.forget(~rollout.valid[0])
+        rewards = scaler(rewards, rollout.terminated, rollout.truncated, rollout.valid)
+    return scaler, rewards
 
 
 def batch_with_advantages(

@@ -101,7 +101,7 @@ class RunningMoments:
                 f"batch has shape {list(batch.shape)}, wanted [..., *{list(self.shape)}]; "
                 f"make RunningMoments with the shape of one sample"
             )
-        samples = batch.to(torch.float64).reshape(-1, *self.shape)
+        samples = batch.to(torch.float64).reshape(batch.shape[:leading].numel(), *self.shape)
         if valid is None:
             count = torch.full_like(self.count, len(samples), device=batch.device)
         else:
@@ -259,6 +259,10 @@ class RewardScaler:
             check_positive_integer("num_envs", num_envs)
             self.num_envs = num_envs
         self._returns = self._returns.new_zeros(self.num_envs)
+
+    def forget(self, environments: Tensor) -> None:
+        """Begin new sums in these environments, bool ``[N]``, whose episodes broke off unseen."""
+        self._returns = torch.where(environments.to(self._returns.device), 0.0, self._returns)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the sums ``[N]`` and the moments as tensors of their own."""

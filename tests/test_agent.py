@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import itertools
 import math
@@ -240,6 +241,39 @@ def test_nothing_a_user_does_beside_training_changes_it(tmp_path, make_policy_of
     agent.learn(CountingEnv, 3 * ROLLOUT, callback=disturb, progress=True)
     assert_same(fingerprint(undisturbed), fingerprint(agent))
     assert reports == same_reports
+
+
+def test_a_policy_put_in_the_place_of_another_is_trained():
+    agent, _ = train(WalkEnv)
+    old, moments = agent.policy, agent._learner.state_dict()
+    fixed = copy.deepcopy(old.state_dict())
+    new = make_policy(old.observation_space, old.action_space, SMALL.policy, seed=9)
+    before = copy.deepcopy(new.state_dict())
+    agent.policy = new
+    agent.learn(WalkEnv, ROLLOUT)
+    assert agent.policy is new
+    assert all(not torch.equal(p, before[name]) for name, p in new.named_parameters())
+    assert all(torch.equal(t, fixed[name]) for name, t in old.state_dict().items())
+    assert agent._learner.state_dict().keys() == moments.keys()
+
+
+def test_numbers_of_any_kind_are_taken_and_can_be_saved(tmp_path):
+    agent = PPOAgent(config=SMALL, seed=np.int64(3))
+    agent.learn(CountingEnv, np.int32(1)).learn(CountingEnv, 1.5e1)
+    agent.save(tmp_path / "agent")
+    loaded = PPOAgent.load(tmp_path / "agent")
+    assert (loaded.seed, loaded.goal) == (3, ROLLOUT + 15)
+
+
+@pytest.mark.parametrize("steps", [math.inf, math.nan, 0.5, 0])
+def test_a_number_of_steps_that_is_none_is_named(steps):
+    with pytest.raises(ValueError, match="steps must be at least 1 and finite, got"):
+        PPOAgent(config=SMALL).learn(CountingEnv, steps)
+
+
+def test_an_unknown_device_is_named():
+    with pytest.raises(ValueError, match="device 'foo' is unknown"):
+        PPOAgent(device="foo")
 
 
 def test_no_global_generator_is_touched():

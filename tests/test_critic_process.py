@@ -122,6 +122,17 @@ def test_what_is_loaded_between_updates_is_trained_on_in_both():
     assert_bitwise_equal(runs[0][0], runs[1][0])
 
 
+def test_a_buffer_without_numbers_is_shared_too():
+    def make():
+        policy = build()
+        policy.register_buffer("notes", torch.zeros(0))
+        return policy
+
+    runs = [trained(make, wanted) for wanted in (False, True)]
+    assert runs[1][2] == UPDATES - 2
+    assert_bitwise_equal(runs[0][0], runs[1][0])
+
+
 def test_a_layer_exchanged_between_updates_is_trained():
     def disturb(number, policy, learner, batch):
         if number == 3:

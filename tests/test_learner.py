@@ -94,6 +94,22 @@ def test_a_body_frozen_between_updates_stays_as_it_is():
     assert not torch.equal(policy.value_head.weight, before["policy.value_head.weight"])
 
 
+def test_a_policy_converted_between_updates_stays_converted_and_is_trained():
+    policy = build()
+    learner = make_learner(policy)
+    improve(learner, make_batch(policy))
+    policy.double()
+    before, moments = copy.deepcopy(policy), learner.state_dict()
+    improve(learner, make_batch(build(), seed=1))
+    for (name, one), start in zip(policy.named_parameters(), before.parameters(), strict=True):
+        assert one.dtype == torch.float64, name
+        assert not torch.equal(one, start), name
+    other = make_learner(before)
+    other.load_state_dict(moments)
+    improve(other, make_batch(build(), seed=1))
+    assert_bitwise_equal(parts(policy, learner), parts(before, other))
+
+
 class Biased(ActorCritic):
     """The default policy and one parameter more, which its groups do not know of."""
 

@@ -322,6 +322,27 @@ def test_an_agent_trains_through_faults_and_counts_them():
     assert agent.steps == 64 * len(reports) - restarts[-1]
 
 
+class Paying(FaultyEnv):
+    """Pays 1 for each step."""
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, 1.0, *rest
+
+
+@pytest.mark.parametrize("num_steps", [3, 4, 6])
+def test_what_a_lost_episode_was_paid_is_no_part_of_the_next_ones_return(num_steps):
+    made = []
+
+    def make():
+        made.append(Paying(crash, step=0 if made else 4))
+        return made[-1]
+
+    config = PPOConfig(num_envs=1, num_steps=num_steps, on_fault="restart", gamma=1.0)
+    agent = PPOAgent(config=config).learn(make, steps=11)
+    assert agent._reward_scaler.state_dict()["returns"].item() == agent.steps - 3
+
+
 def test_an_agents_step_timeout_reaches_the_workers():
     agent = PPOAgent(config=PPOConfig(num_envs=2, num_workers=1, step_timeout=0.5))
     with pytest.raises(WorkerError, match=r"step_timeout = 0\.5"):

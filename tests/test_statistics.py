@@ -85,6 +85,12 @@ def test_an_empty_batch_changes_nothing(shape):
         assert torch.equal(x, before[name])
 
 
+def test_samples_without_numbers_are_counted():
+    moments = moments_of([torch.empty(4, 5, 0), torch.empty(3, 0)], (0,))
+    assert moments.count == 23
+    assert moments.mean.shape == moments.std.shape == (0,)
+
+
 def test_any_leading_axes_are_samples():
     batch = torch.randn(4, 5, 3)
     assert_same(moments_of([batch], (3,)), moments_of([batch.view(20, 3)], (3,)))

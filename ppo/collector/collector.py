@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from typing_extensions import Self
 
-from ppo._checks import check_positive_integer
+from ppo._checks import as_device, check_positive_integer
 from ppo.collector.buffers import Buffers, Layout
 from ppo.collector.collector_state import CollectorState
 from ppo.collector.columns import Restart
@@ -109,10 +109,7 @@ class RolloutCollector:
         allowed = max_restarts if on_fault == "restart" else 0
         source = resolve_env(env, num_envs, env_kwargs=env_kwargs, autoreset_mode=autoreset_mode)
         root = seed_sequence(seed)
-        try:
-            self.device = torch.device(device)
-        except RuntimeError as error:
-            raise ValueError(f"device {device!r} is unknown: {error}") from error
+        self.device = as_device(device)
         self._backend = open_backend(source, root, num_workers, start_method, step_timeout, allowed)
         self._closed_because = None
         try:

@@ -180,7 +180,9 @@ class FlatOptimizer(abc.ABC):
 
 def in_shared_memory(tensor: Tensor) -> Tensor:
     """A copy in memory that belongs to this process and to those forked from it."""
-    block = mmap.mmap(-1, max(1, tensor.nbytes))
+    if not tensor.numel():
+        return tensor.clone()
+    block = mmap.mmap(-1, tensor.nbytes)
     shared = torch.frombuffer(block, dtype=tensor.dtype, count=tensor.numel())
     return shared.view(tensor.shape).copy_(tensor)
 

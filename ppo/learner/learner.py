@@ -72,8 +72,9 @@ class Learner:
     def _take_up_changes(self) -> None:
         """Follow what the caller did to the policy since the last update.
 
-        Parameters that were moved or re-allocated are bound again. If some were exchanged, frozen
-        or released, optimizer and gradient are made anew; parameters that stay keep their moments.
+        Parameters that were re-allocated are bound again. If some were exchanged, converted, moved
+        to another device, frozen or released, optimizer and gradient are made anew; parameters that
+        stay keep their moments.
         """
         if _trainable(self._policy) == self._trained:
             self._optimizer.bind()
@@ -84,6 +85,10 @@ class Learner:
         before = self._optimizer
         self._build()
         self._optimizer.take_over(before)
+
+    def improves(self, policy: object) -> bool:
+        """Whether it is the learner of this very policy."""
+        return policy is self._policy
 
     @contextlib.contextmanager
     def helped(self, wanted: bool = True) -> Iterator[None]:
@@ -287,8 +292,8 @@ class Learner:
         self._rate_scale = scale
 
 
-def _trainable(policy: nn.Module) -> list[tuple[int, bool]]:
-    return [(id(parameter), parameter.requires_grad) for parameter in policy.parameters()]
+def _trainable(policy: nn.Module) -> list[tuple[object, ...]]:
+    return [(id(p), p.requires_grad, p.dtype, p.device) for p in policy.parameters()]
 
 
 def make_optimizer(
