@@ -215,26 +215,29 @@ def test_parameters_that_their_last_step_made_infinite_are_undone_in_both(monkey
 def test_a_recording_that_does_not_hold_any_more_is_found(part, monkeypatch):
     monkeypatch.setattr("ppo.learner.recorded._REPLAYS_PER_COMPARISON", 8)
 
+    class Factor:
+        value = 1.0
+
     class Scaled(nn.Module):
         def __init__(self, body, factor):
             super().__init__()
             self.body, self.factor, self.num_features = body, factor, body.num_features
 
         def forward(self, x):
-            return self.body(x) * self.factor[0]
+            return self.body(x) * self.factor.value
 
     results = []
     for wanted in (False, True):
-        factors = [[1.0]]
+        factor = Factor()
 
-        def make(factors=factors):
+        def make(factor=factor):
             policy = build()
-            setattr(policy, part, Scaled(getattr(policy, part), factors[0]))
+            setattr(policy, part, Scaled(getattr(policy, part), factor))
             return policy
 
-        def disturb(number, policy, learner, batch, factors=factors):
+        def disturb(number, policy, learner, batch, factor=factor):
             if number == 3:
-                factors[0][0] = 3.0
+                factor.value = 3.0
 
         results.append(trained(make, wanted, disturb=disturb))
     assert results[1][2] == 1

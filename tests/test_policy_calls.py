@@ -35,9 +35,12 @@ class Own(nn.Module):
         self.normalizer = ObservationNormalizer((3,))
         self.net = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 4))
         self.temperature = 1.0
+        self.options = {"bias": [0.0]}
+        self.slopes = np.ones(4, np.float32)
 
     def logits(self, obs):
-        return self.net(self.normalizer(obs)) / self.temperature
+        logits = self.net(self.normalizer(obs)) / self.temperature
+        return logits * torch.tensor(2.0 * self.slopes) + self.options["bias"][0]
 
     def act(self, obs, *, noise=None, generator=None, deterministic=False):
         return torch.multinomial(self.logits(obs).softmax(-1), 1, generator=generator).squeeze(-1)
@@ -192,6 +195,14 @@ def set_temperature(policy):
     policy.temperature = 0.01
 
 
+def set_an_option(policy):
+    policy.options["bias"][0] = 3.0
+
+
+def change_an_array(policy):
+    policy.slopes[1] = 30.0
+
+
 def fill_the_normalizer(policy):
     policy.normalizer.update(torch.linspace(-5, 9, 30).view(10, 3))
 
@@ -217,6 +228,8 @@ def add_a_hook(policy):
     "change",
     [
         set_temperature,
+        set_an_option,
+        change_an_array,
         fill_the_normalizer,
         exchange_a_layer,
         move_a_parameter,
@@ -245,6 +258,29 @@ def test_what_a_user_does_to_the_policy_between_rollouts_is_taken_up(change):
         (wanted,) = calls._act.plainly(obs, noise)
         np.testing.assert_allclose(calls.act(obs, noise, None), wanted, rtol=1e-5, atol=1e-5)
     assert not np.allclose(wanted, before, atol=1e-3)
+
+
+class Extreme(Noisy):
+    """Divides by zero, overflows and computes what is no number, of which torch never warns."""
+
+    def act(self, obs, *, noise=None, generator=None, deterministic=False):
+        logits = self.logits(obs)
+        allowed = (logits > 0.0).float().log()
+        return logits + noise + allowed + (1e4 * logits).exp() + allowed * 0.0 + 1e300
+
+
+def test_numpy_warns_of_no_number_in_a_replay():
+    calls = PolicyCalls(Extreme(), CPU, torch.Generator(), 5, VECTORS)
+    rng = np.random.default_rng(0)
+    calls.begin()
+    for _ in range(5):
+        obs, noise = (rng.normal(size=(5, width)).astype(np.float32) for width in (3, 4))
+        actions = calls.act(obs, noise, None)
+        np.testing.assert_array_equal(actions, calls._act.plainly(obs, noise)[0])
+    assert calls._act._recording.replays == 5
+    assert not np.isfinite(actions).any()
+    with pytest.warns(RuntimeWarning):
+        np.log(np.zeros(1))  # the setting is as it was
 
 
 def test_wide_networks_and_policies_that_are_no_modules_act_for_themselves():

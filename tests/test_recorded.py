@@ -748,12 +748,19 @@ def test_rows_of_another_kind_are_an_error_as_they_are_to_autograd(wrong):
 # Policies that change between updates
 
 
+class Hidden:
+    """Of a class that only its user knows."""
+
+    shift = 0.0
+
+
 class Adjustable(OwnPolicy):
     """Has something of everything that can be changed from outside."""
 
     def __init__(self):
         super().__init__()
         self.temperature, self.doubled, self.table = 1.0, False, {"shift": 0.0}
+        self.weights, self.hidden = np.ones(4, np.float32), Hidden()
         self.frozen = nn.Linear(4, 4).requires_grad_(False)
         self.register_buffer("scale", torch.ones(4))
         self.norm, self.dropout = nn.BatchNorm1d(4), nn.Dropout(0.5)
@@ -761,7 +768,8 @@ class Adjustable(OwnPolicy):
 
     def evaluate(self, obs, actions):
         hidden = self.dropout(self.norm(self.frozen(obs * self.scale)))
-        hidden = hidden * self.temperature + self.table["shift"]
+        hidden = hidden * self.temperature + self.table["shift"] + self.hidden.shift
+        hidden = hidden * torch.tensor(2.0 * self.weights, dtype=hidden.dtype)
         return super().evaluate(2.0 * hidden if self.doubled else hidden, actions)
 
 
@@ -776,6 +784,14 @@ def set_temperature(policy):
 
 def set_flag(policy):
     policy.doubled = True
+
+
+def set_entry(policy):
+    policy.table["shift"] = 3.0
+
+
+def change_array(policy):
+    policy.weights[1] = 3.0
 
 
 def exchange_buffer(policy):
@@ -854,6 +870,8 @@ def pretend_to_compile(policy):
     [
         (set_temperature, False),
         (set_flag, False),
+        (set_entry, False),
+        (change_array, False),
         (exchange_buffer, False),
         (change_buffer, False),
         (move_buffer, False),
@@ -916,11 +934,27 @@ def test_a_hook_is_called_for_every_minibatch():
     assert len(calls) == 9  # 3 epochs of 3 minibatches
 
 
+class Masked(OwnPolicy):
+    """Divides by zero, of which torch never warns."""
+
+    def evaluate(self, obs, actions):
+        allowed = (obs[:, :3] > obs.amin(-1, keepdim=True) - 1.0).float()
+        return super().evaluate(obs + (0.0 * allowed[:, :1]).log().exp(), actions)
+
+
+def test_numpy_warns_of_no_number_in_a_replayed_update():
+    policy = Masked()
+    learner, batch = make_learner(policy), make_batch(policy)
+    with np.errstate(all="warn"):
+        improve(learner, batch)
+    assert learner._gradient.replays == [9]
+
+
 def test_hidden_state_that_changes_is_found_within_1024_replays():
     study = Study(Adjustable())
     for number in range(5):
         study.recorded(make_batch(study.policy, 2, number), LOSS)
-    study.policy.table["shift"] = 1.0
+    study.policy.hidden.shift = 1.0
     study.begin()
     assert study.replays() == [5]  # nothing shows
     batch = make_batch(study.policy, 2, 7)

@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from known_policies import observations, trained_like
 from policy_setup import ACTIONS, IMAGE, PAIR, PLANE, SMALL_CNN, THREE, generator
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 from ppo.distributions import Categorical
 from ppo.policies import (
@@ -141,6 +144,79 @@ class TemperedPolicy(ActorCritic):
         return distribution
 
 
+def double(module):
+    """Let a module return twice what it computes."""
+    module.register_forward_hook(lambda module, inputs, output: 2.0 * output)
+
+
+def double_inputs(module):
+    module.register_forward_pre_hook(lambda module, inputs: (2.0 * inputs[0],))
+
+
+def replace_method(module, name):
+    method = getattr(module, name)
+    setattr(module, name, lambda *args: method(*args) * 2.0)
+
+
+def prune_linear(policy):
+    prune.l1_unstructured(policy.actor_body[1], "weight", amount=0.5)
+
+
+def detach_weight(linear):
+    """What an older pruning leaves behind: a tensor that is no parameter."""
+    weight = linear.weight.detach().clone()
+    del linear.weight
+    linear.weight = weight
+
+
+def without_bias(policy):
+    policy.actor_body[1] = nn.Linear(3, 64, bias=False)
+
+
+def with_another_parameter(policy):
+    linear = policy.actor_body[1]
+    linear.weight = type("Quantized", (nn.Parameter,), {})(linear.weight.detach())
+
+
+CHANGES_OF_VECTORS = {
+    "hook": lambda policy: double(policy.actor_body),
+    "hook of a layer": lambda policy: double(policy.actor_body[1]),
+    "hook of inputs": lambda policy: double_inputs(policy.actor_body[3]),
+    "hook of an activation": lambda policy: double(policy.actor_body[4]),
+    "hook of a normaliser": lambda policy: double(policy.normalizer),
+    "hook of a head": lambda policy: double(policy.action_head.linear),
+    "forward of its own": lambda policy: replace_method(policy.actor_body[1], "forward"),
+    "std of its own": lambda policy: replace_method(policy.action_head, "bounded_log_std"),
+    "pruned layer": prune_linear,
+    "pruned std": lambda policy: prune.l1_unstructured(policy.action_head, "log_std", 0.5),
+    "parametrised layer": lambda policy: weight_norm(policy.actor_body[1]),
+    "weight that is no parameter": lambda policy: detach_weight(policy.actor_body[1]),
+    "parameter of a subclass": with_another_parameter,
+    "layer without bias": without_bias,
+}
+CHANGES_OF_MEMORY = {
+    "hook of the core": lambda policy: double(policy.actor_memory.core),
+    "hook of the critic": lambda policy: double(policy.critic_body[1]),
+    "step of its own": lambda policy: replace_method(policy.critic_memory, "step"),
+    "pruned core": lambda policy: prune.l1_unstructured(
+        policy.actor_memory.core, "weight_hh_l0", amount=0.5
+    ),
+}
+CHANGES_OF_IMAGES = {
+    "hook": lambda policy: double(policy.actor_body),
+    "hook of a convolution": lambda policy: double(policy.actor_body[0].convolutions[0]),
+    "hook of hidden layers": lambda policy: double(policy.actor_body[1]),
+    "hook of a head": lambda policy: double(policy.action_head.linear),
+    "pruned convolution": lambda policy: prune.l1_unstructured(
+        policy.actor_body[0].convolutions[0], "weight", amount=0.5
+    ),
+    "weight that is no parameter": lambda policy: detach_weight(
+        policy.actor_body[0].convolutions[0]
+    ),
+    "parametrised layer": lambda policy: weight_norm(policy.actor_body[0].linear[0]),
+}
+
+
 def unusual_policies():
     for activation in ("elu", "gelu", "silu"):
         yield activation, make_policy(PLANE, THREE, PolicyConfig(activation=activation))
@@ -184,6 +260,20 @@ def unusual_policies():
     policy = make_policy(PLANE, THREE)
     policy.actor_body = DoublingMLP(3, (64,), "tanh", generator())
     yield "subclass of MLP", policy
+    for name, change in CHANGES_OF_VECTORS.items():
+        for memory in (None, "lstm", "gru"):
+            policy = make_policy(PLANE, PAIR, PolicyConfig(memory=memory))
+            change(policy)
+            yield f"{name}, memory {memory}", policy
+    for name, change in CHANGES_OF_MEMORY.items():
+        for memory in ("lstm", "gru"):
+            policy = make_policy(PLANE, PAIR, PolicyConfig(memory=memory))
+            change(policy)
+            yield f"{name}, {memory}", policy
+    for name, change in CHANGES_OF_IMAGES.items():
+        policy = make_policy(IMAGE, THREE, dataclasses.replace(SMALL_CNN, hidden_sizes=(8,)))
+        change(policy)
+        yield f"{name}, image", policy
     for subclass in (CautiousPolicy, TemperedPolicy):
         yield subclass.__name__, subclass(PLANE, THREE, PolicyConfig(), generator())
 
@@ -194,3 +284,10 @@ def unusual_policies():
 def test_what_is_no_small_plain_mlp_has_no_snapshot(policy):
     """A snapshot that computes something else than its policy would collect foreign actions."""
     assert policy.snapshot() is None
+
+
+def test_a_hook_of_all_modules_forbids_a_snapshot():
+    policy = make_policy(PLANE, THREE)
+    with register_module_forward_hook(lambda module, inputs, output: None):
+        assert policy.snapshot() is None
+    assert policy.snapshot() is not None

@@ -7,12 +7,13 @@ batched pass at the end of the rollout, by the code path the update uses, so the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from ppo.policies.bodies import MLP, NatureCNN
 from ppo.policies.encoders import Chain
@@ -38,6 +39,8 @@ __all__ = ["acts_in_workers", "snapshot"]
 # Above this many weights in one product, that for a group of environments may use several threads,
 # and arithmetic outweighs overhead: torch then acts for all environments at once.
 _MAX_LAYER = 128 * 64
+
+_METHODS = {"forward", "step", "bounded_log_std"}  # what acting calls
 
 
 def acts_in_workers(policy: object | None, config: PolicyConfig) -> bool:
@@ -82,6 +85,8 @@ def snapshot(
         frame_stack: Observations it sees at once.
     """
     try:
+        parts = [normalizer, head, *itertools.chain(*bodies)]
+        _require(not (_has_any_global_hook() or any(map(_is_altered, _modules(parts)))))
         output, choice = Layers([_head_layer(head)]), Choice(_std(head), action_shape)
         encoder, body = _image_encoder(bodies)
         if encoder is not None:
@@ -100,6 +105,33 @@ def snapshot(
         return None
 
 
+def _modules(parts: Sequence[nn.Module | None]) -> Iterator[nn.Module]:
+    """The parts and all that is in them, depth first; faster than `nn.Module.modules`."""
+    for part in parts:
+        if part is not None:
+            yield part
+            if part._modules:
+                yield from _modules([*part._modules.values()])
+
+
+def _is_altered(module: nn.Module) -> bool:
+    """True if more happens when a module runs than its class says."""
+    return bool(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+        or not vars(module).keys().isdisjoint(_METHODS)
+    )
+
+
+def _parameter(module: nn.Module, name: str) -> Tensor:
+    """A parameter that is just that: not absent, nor computed from others."""
+    found = getattr(module, name)
+    _require(type(found) is nn.Parameter)
+    return cast("Tensor", found)
+
+
 def _array(tensor: Tensor) -> np.ndarray:
     return np.array(tensor.detach().cpu().numpy(), dtype=np.float32, order="C")
 
@@ -116,7 +148,7 @@ def _layer(weight: Tensor, bias: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 def _linear(layer: Any) -> tuple[np.ndarray, np.ndarray]:
     _require(type(layer) is nn.Linear)
-    return _layer(layer.weight, layer.bias)
+    return _layer(_parameter(layer, "weight"), _parameter(layer, "bias"))
 
 
 def _head_layer(head: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -128,6 +160,7 @@ def _std(head: Any) -> np.ndarray | None:
     if not isinstance(head, GaussianHead):
         return None
     _require(not head.state_dependent)
+    _parameter(head, "log_std")
     return _array(head.bounded_log_std().exp())
 
 
@@ -141,6 +174,9 @@ def _image_encoder(bodies: Sequence[tuple[Any, Any]]) -> tuple[NatureCNN | None,
     _require(repr(encoder) == repr(NatureCNN(**encoder.options, generator=None)))
     kinds = {(parameter.device.type, parameter.dtype) for parameter in encoder.parameters()}
     _require(kinds == {("cpu", torch.float32)})
+    # A tensor that is neither a parameter nor a buffer may be in use, and would not be sent.
+    held = [value for module in encoder.modules() for value in vars(module).values()]
+    _require(not any(isinstance(value, Tensor) for value in held))
     return encoder, layers
 
 
@@ -185,7 +221,7 @@ def _memory(memories: Sequence[Any]) -> LSTM | GRU:
     _require((cores[0].input_size + size) * size <= _MAX_LAYER)
 
     def gates(name: str) -> np.ndarray:  # [gates, B, in, H] or [gates, B, H]
-        each = torch.stack([getattr(core, name).unflatten(0, (-1, size)) for core in cores], 1)
+        each = torch.stack([_parameter(core, name).unflatten(0, (-1, size)) for core in cores], 1)
         return _array(each.mT if each.ndim == 4 else each)
 
     given, kept = gates("weight_ih_l0"), gates("weight_hh_l0")

@@ -31,7 +31,7 @@ class RecordedCall:
 
     A recording holds while the policy computes the same (see `Fingerprint`), and is compared with
     the function itself when it is new and on every 256th replay. Random numbers are drawn anew,
-    from the generators they came from.
+    from the generators they came from. No replay makes NumPy warn of a number: torch would not.
 
     Args:
         policy: What the function depends on besides its arguments.
@@ -112,6 +112,7 @@ class RecordedCall:
         self._repeatable, self._recording = False, None
         return wanted
 
+    @np.errstate(all="ignore")
     def _record(self, inputs: Sequence[np.ndarray]) -> _Recording | None:
         assert self._fingerprint is not None
         try:
@@ -148,6 +149,7 @@ class _Recording:
             for ours, theirs in zip(self._inputs, inputs, strict=True)
         )
 
+    @np.errstate(all="ignore")
     def replay(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Results for these inputs, valid until the next call."""
         self.replays += 1
@@ -186,6 +188,7 @@ def _as_tuple(results: Any) -> tuple[Tensor, ...]:
     return (results,) if isinstance(results, Tensor) else tuple(results)
 
 
+@np.errstate(all="ignore")
 def _equal(results: np.ndarray, wanted: np.ndarray) -> bool:
     return results.shape == wanted.shape and np.allclose(
         results, wanted, rtol=1e-4, atol=1e-4, equal_nan=True
