@@ -45,6 +45,15 @@ class SnapshotCountPolicy(NoisyCountPolicy):
         return CountActor()
 
 
+class LargeCountPolicy(NoisyCountPolicy):
+    """Its actor is larger than what fits between a writer and a reader that does not read."""
+
+    def snapshot(self):
+        actor = CountActor()
+        actor.ballast = np.zeros(2**20)
+        return actor
+
+
 class MemoryCountPolicy(NoisyCountPolicy):
     """Its memory is the number of steps since the episode began, and its value 10 more than that.
 

@@ -1,6 +1,8 @@
-"""Child processes: which are alive, and scripts run as processes of their own."""
+"""Child processes: which are alive, and scripts run as processes of their own; alarms."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -44,6 +46,23 @@ def wait_until(condition, seconds=10.0):
             return False
         time.sleep(0.02)
     return True
+
+
+@contextlib.contextmanager
+def ringing(handler, seconds, again=0.0):
+    """Call a handler in a while, and then again and again."""
+    previous = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, seconds, again)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def give_up(signum, frame):
+    """An alarm's handler that ends what hangs."""
+    raise AssertionError("nobody noticed")  # no OSError: those are suppressed
 
 
 def start_script(path, code, *arguments, **options):

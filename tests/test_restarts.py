@@ -12,11 +12,12 @@ from gymnasium.vector import SyncVectorEnv
 from known_policies import (
     VALUE_OF_ZERO,
     CountPolicy,
+    LargeCountPolicy,
     MemoryCountPolicy,
     SnapshotCountPolicy,
     SnapshotMemoryCountPolicy,
 )
-from processes import children
+from processes import children, give_up, ringing
 
 from ppo import PPOAgent, PPOConfig, RolloutCollector
 from ppo.errors import ClosedError, ConfigError, EnvError, PPOError, SpaceError, WorkerError
@@ -206,6 +207,29 @@ def test_a_worker_killed_between_two_rollouts_is_replaced(policy, nothing_left):
         assert collector.restarts == 2
     for column in range(4):
         assert_exact(rollouts, column)
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+@pytest.mark.parametrize(
+    "policy", [LargeCountPolicy(), CountPolicy()], ids=["workers act", "parent acts"]
+)
+def test_a_worker_stopped_between_two_rollouts_is_replaced(policy, stopped, nothing_left):
+    before = children()
+    with RolloutCollector(
+        CountingEnv, num_envs=4, num_workers=2, seed=0, on_fault="restart", step_timeout=0.7
+    ) as collector:
+        rollouts = [collector.collect(policy, 5)]
+        os.kill(sorted(children() - before)[stopped], signal.SIGSTOP)
+        warning = rf"restarted: worker {stopped} .*no progress"
+        with ringing(give_up, 30.0), pytest.warns(RuntimeWarning, match=warning):
+            rollouts.append(collector.collect(policy, 5))
+        rollouts.append(collector.collect(policy, 5))
+        assert collector.restarts == 1
+    for column in range(4):
+        assert_exact(rollouts, column)
+    valid = torch.cat([rollout.valid for rollout in rollouts])
+    assert valid[:, 2 - 2 * stopped : 4 - 2 * stopped].all()
+    assert not valid[5, 2 * stopped : 2 * stopped + 2].any()
 
 
 def test_a_replacement_plays_episodes_that_were_not_played_yet():

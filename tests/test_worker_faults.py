@@ -12,8 +12,9 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from collecting import collect
+from collecting import assert_identical, collect
 from environments import (
     CountingEnv,
     FaultyEnv,
@@ -30,8 +31,8 @@ from environments import (
     segfault,
     stop,
 )
-from known_policies import CountPolicy, SnapshotCountPolicy
-from processes import children, is_alive, run_script, start_script, wait_until
+from known_policies import CountPolicy, LargeCountPolicy, SnapshotCountPolicy
+from processes import children, give_up, is_alive, ringing, run_script, start_script, wait_until
 
 from ppo.collector import RolloutCollector
 from ppo.errors import (
@@ -242,6 +243,96 @@ def test_a_hang_is_an_error_after_the_timeout_and_its_worker_is_ended(fault, pol
     assert time.monotonic() - begin < SOON
 
 
+STOPPED = pytest.mark.parametrize("stopped", [0, 1])
+"""Which worker is stopped."""
+
+
+@STOPPED
+@pytest.mark.parametrize(
+    "policy",
+    [SnapshotCountPolicy(), LargeCountPolicy(), CountPolicy()],
+    ids=lambda policy: type(policy).__name__,
+)
+def test_a_worker_that_is_stopped_between_two_rollouts_is_an_error_whatever_it_is_sent(
+    policy, stopped, nothing_left
+):
+    before = children()
+    with RolloutCollector(
+        CountingEnv, num_envs=4, num_workers=2, seed=0, step_timeout=0.7
+    ) as collector:
+        collector.collect(policy, 3)
+        os.kill(sorted(children() - before)[stopped], signal.SIGSTOP)
+        named = rf"worker {stopped} .* made no progress for step_timeout = 0.7 s"
+        with ringing(give_up, SOON), pytest.raises(WorkerError, match=named):
+            collector.collect(policy, 3)
+        assert children() <= before
+
+
+class LargeStateEnv(CountingEnv):
+    def get_state(self):
+        return np.zeros(2**20)
+
+    def set_state(self, state):
+        pass
+
+
+def test_a_worker_that_is_stopped_before_it_goes_back_to_its_place_is_an_error(
+    monkeypatch, nothing_left
+):
+    options = {"num_envs": 2, "num_workers": 2, "seed": 0}
+    with RolloutCollector(LargeStateEnv, **options) as collector:
+        collector.collect(CountPolicy(), 1)
+        state = collector.state_dict()
+    monkeypatch.setattr(RolloutCollector, "fits", lambda self, state: True)  # asks the workers
+    before = children()
+    with RolloutCollector(LargeStateEnv, **options, step_timeout=0.3) as collector:
+        os.kill(min(children() - before), signal.SIGSTOP)
+        with ringing(give_up, SOON), pytest.raises(WorkerError, match=r"worker 0 .*no progress"):
+            collector.load_state_dict(state)
+
+
+def test_without_a_timeout_a_stopped_worker_is_waited_for(nothing_left):
+    before = children()
+    with RolloutCollector(CountingEnv, num_envs=4, num_workers=2, seed=0) as collector:
+        collector.collect(LargeCountPolicy(), 3)
+        stopped = min(children() - before)
+        os.kill(stopped, signal.SIGSTOP)
+        with ringing(lambda signum, frame: os.kill(stopped, signal.SIGCONT), 0.5):
+            rollout = collector.collect(LargeCountPolicy(), 3)
+    _, expected = collect(CountingEnv, (3, 3), LargeCountPolicy(), num_envs=4, num_workers=0)
+    assert_identical([rollout], [expected])
+
+
+@STOPPED
+def test_while_one_worker_is_stopped_the_other_acts_and_ctrl_c_ends_both(
+    stopped, tmp_path, nothing_left
+):
+    class Telling(CountingEnv):
+        def step(self, action):
+            (tmp_path / "stepped").touch()
+            return super().step(action)
+
+    begin = time.monotonic()
+
+    def interrupt(signum, frame):
+        if any(tmp_path.iterdir()):
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            raise KeyboardInterrupt
+        if time.monotonic() - begin > SOON:
+            raise AssertionError("the other one got nothing")
+
+    before = children()
+    with RolloutCollector(Telling, num_envs=2, num_workers=2, seed=0) as collector:
+        collector.collect(LargeCountPolicy(), 3)
+        os.kill(sorted(children() - before)[stopped], signal.SIGSTOP)
+        (tmp_path / "stepped").unlink()
+        with ringing(interrupt, 0.1, 0.1), pytest.raises(KeyboardInterrupt):
+            collector.collect(LargeCountPolicy(), 3)
+        assert children() <= before
+        with pytest.raises(ClosedError, match="KeyboardInterrupt"):
+            collector.collect(LargeCountPolicy(), 3)
+
+
 class SlowEnv(CountingEnv):
     def step(self, action):
         time.sleep(0.12)
@@ -270,18 +361,8 @@ def test_many_slow_environments_in_one_worker_are_no_hang(policy, nothing_left):
 def test_a_fault_is_not_kept_waiting_by_a_busy_sibling(fault, policy, nothing_left):
     """The first worker takes a minute; the second is dead. That is known now."""
     factories = [lambda: FaultyEnv(hang, step=2), lambda: FaultyEnv(fault, step=2)]
-
-    def ring(signum, frame):
-        raise TimeoutError("nobody noticed")
-
-    previous = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, SOON)
-    try:
-        with pytest.raises(PPOError, match=r"worker 1|environment 1"):
-            collect(factories, (5,), policy, num_workers=2)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, previous)
+    with ringing(give_up, SOON), pytest.raises(PPOError, match=r"worker 1|environment 1"):
+        collect(factories, (5,), policy, num_workers=2)
 
 
 # --- each fault, for each start method, in a step and in a reset

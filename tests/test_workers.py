@@ -24,7 +24,7 @@ from known_policies import (
 )
 from processes import run_script, wait_until
 
-from ppo.collector import RolloutCollector, pool, processes, worker
+from ppo.collector import RolloutCollector, buffers, pool, processes, worker
 from ppo.collector.signals import STEP
 from ppo.policies import PolicyConfig, make_policy
 
@@ -161,6 +161,19 @@ def test_a_worker_that_waited_long_sleeps_at_once_the_next_time(monkeypatch):
     with ours, theirs:
         worker._serve_steps(theirs, SimpleNamespace(step=lambda t: None), range(3), 1e-3)
     assert polled == [1e-3, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("part", [7, 2**30])
+def test_objects_in_a_file_are_found_again_by_their_spans(part, monkeypatch):
+    monkeypatch.setattr(buffers, "_PART", part)  # as much as is read or written at once
+    fd = buffers.anonymous_file("objects", 0)
+    try:
+        for objects in (["a long one", np.arange(99)], [np.arange(3), None, "short"]):
+            spans = buffers.write_objects(fd, objects)
+            found = [buffers.read_object(fd, span) for span in spans]
+            assert list(map(repr, found)) == list(map(repr, objects))
+    finally:
+        os.close(fd)
 
 
 def test_whoever_ran_where_the_parent_runs_is_woken_last(monkeypatch):

@@ -1,4 +1,4 @@
-"""The arrays of one rollout, in ordinary or in anonymous shared memory."""
+"""The arrays of one rollout, in ordinary or in anonymous shared memory, and objects in such."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import math
 import mmap
 import os
 import tempfile
+from collections.abc import Iterable
+from multiprocessing import reduction
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,10 @@ import numpy as np
 from ppo.spaces import Leaf
 from ppo.trees import leaves, map_tree
 
-__all__ = ["Buffers", "Layout", "anonymous_file"]
+__all__ = ["Buffers", "Layout", "anonymous_file", "read_object", "write_objects"]
 
 _ALIGNMENT = 64
+_PART = 2**30  # systems read and write at most 2 GB at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,3 +186,26 @@ def anonymous_file(name: str, size: int) -> int:
         os.unlink(path)
     os.ftruncate(fd, size)
     return fd
+
+
+def write_objects(fd: int, objects: Iterable[Any]) -> list[tuple[int, int]]:
+    """Pickle objects into a file, over what it held; returns where each begins and ends.
+
+    Whoever shall read them is told where they are, which takes a few bytes: writing to a pipe waits
+    for a reader once it is full, for ever if that one is stopped.
+    """
+    spans, end = [], 0
+    for one in objects:
+        # By the protocol that does not copy arrays in between.
+        start, pickled = end, reduction.ForkingPickler.dumps(one, 5)
+        while end < start + len(pickled):
+            end += os.pwrite(fd, pickled[end - start :][:_PART], end)
+        spans.append((start, end))
+    return spans
+
+
+def read_object(fd: int, span: tuple[int, int]) -> Any:
+    """What `write_objects` has put there."""
+    start, stop = span
+    parts = [os.pread(fd, min(_PART, stop - at), at) for at in range(start, stop, _PART)]
+    return reduction.ForkingPickler.loads(b"".join(parts))

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import cloudpickle
 import numpy as np
 
-from ppo.collector.buffers import Buffers, Layout, anonymous_file
+from ppo.collector.buffers import Buffers, Layout, anonymous_file, write_objects
 from ppo.collector.columns import Final, Harvest, Restart, give_up_rows
 from ppo.collector.processes import (
     StartMethod,
@@ -74,7 +74,7 @@ class WorkerPool:
         self._start_timeout = step_timeout and max(_START_SECONDS, 10.0 * step_timeout)
         self._max_restarts = self._restarts_left = max_restarts
         self._workers: list[WorkerProcess] = []
-        self._files: list[int] = []  # the one with the rollout
+        self._files: list[int] = []  # the one with large objects, the one with the rollout
         self._buffers: Buffers | None = None
         self._command: tuple[Any, ...] = _STARTING
         self._died_idle: set[int] = set()
@@ -93,6 +93,7 @@ class WorkerPool:
         )
         self._context = start_context(start_method)
         try:
+            self._files.append(anonymous_file("ppo-objects", 0))
             for worker in range(len(self._shares)):
                 self._start(worker)
             answers = self._receive_all()
@@ -136,12 +137,12 @@ class WorkerPool:
             self._max_restarts,
         )
         self._workers[worker : worker + 1] = [started]
-        started.start()
+        started.start(self._files[0])
 
     def attach(self, layout: Layout) -> Buffers:
         """Make the arrays of a rollout in memory shared with every worker."""
         fd = anonymous_file("ppo-rollout", layout.num_bytes())
-        while self._files:
+        while len(self._files) > 1:
             os.close(self._files.pop())
         self._files.append(fd)
         self._buffers = Buffers(layout, fd)
@@ -169,10 +170,10 @@ class WorkerPool:
     def restore(self, places: Sequence[Place], squash: bool) -> list[bool]:
         """Go to these places, each worker to its own; says which columns got there."""
         self._command = ("restore",)
-        for one, share in zip(self._workers, self._shares, strict=True):
-            mine = slice(int(share[0]), int(share[-1]) + 1)
-            with contextlib.suppress(OSError):  # who is dead is met when an answer is awaited
-                one.send("restore", places[mine], squash)
+        parts = [places[int(share[0]) : int(share[-1]) + 1] for share in self._shares]
+        spans = write_objects(self._files[0], parts)
+        for one, span in zip(self._workers, spans, strict=True):
+            one.send("restore", span, squash)
         timeout = self._timeout
         if timeout is not None:  # whole episodes are played, and no step of them is announced
             self._timeout = timeout * (1 + sum(place.mark.episode_length for place in places))
@@ -184,7 +185,7 @@ class WorkerPool:
     def _attach(self, one: WorkerProcess) -> None:
         assert self._buffers is not None
         one.send("attach", self._buffers.layout)
-        one.send_handle(self._files[0])
+        one.send_handle(self._files[1])
 
     def reset(self) -> list[bool]:
         """Start the first episodes; says which columns give action masks."""
@@ -193,7 +194,8 @@ class WorkerPool:
 
     def run(self, actor: Actor, num_steps: int) -> Harvest:
         """Let every worker act for its own columns for a whole rollout."""
-        self._send_all("run", 0, num_steps, actor)
+        (span,) = write_objects(self._files[0], [actor])
+        self._send_all("run", 0, num_steps, span)
         return self._merge(self._receive_all())
 
     def begin(self, num_steps: int) -> None:
@@ -243,8 +245,7 @@ class WorkerPool:
         self._command = message
         ready = connection.wait([one.sentinel for one in self._workers], 0.0)
         self._died_idle = {w for w, one in enumerate(self._workers) if one.sentinel in ready}
-        # Once for all, by the protocol that does not copy arrays in between.
-        pickled = reduction.ForkingPickler.dumps(message, 5)
+        pickled = reduction.ForkingPickler.dumps(message)  # once for all
         for one in waking_order(self._workers):
             with contextlib.suppress(OSError):  # who is dead is met when an answer is awaited
                 one.conn.send_bytes(pickled)

@@ -117,8 +117,12 @@ class WorkerProcess:
         )
         self._stacks: int | None = None
 
-    def start(self) -> None:
-        """Start the process; it answers with its spaces."""
+    def start(self, objects: int) -> None:
+        """Start the process; it answers with its spaces.
+
+        Args:
+            objects: The file in which it finds what is too large to be sent.
+        """
         self._stacks = anonymous_file("ppo-stacks", 0)
         with warnings.catch_warnings(), _without_main():
             # Forking beside torch's idle threads is what torch's own data loaders do.
@@ -126,6 +130,7 @@ class WorkerProcess:
             self.process.start()
         self._theirs.close()
         self.send_handle(self._stacks)
+        self.send_handle(objects)
 
     @property
     def sentinel(self) -> int:
@@ -133,7 +138,10 @@ class WorkerProcess:
         return self.process.sentinel
 
     def send(self, *message: Any) -> None:
-        """Send a command. Who is dead is met when an answer is awaited."""
+        """Send a command, a short one, since one that hangs reads none.
+
+        Who is dead is met when an answer is awaited.
+        """
         with contextlib.suppress(OSError):
             self.conn.send(message)
 

@@ -1,8 +1,9 @@
 """The child's side: a process that owns some columns and does what the parent says.
 
-First comes the handle of a file for stacks, then pickled commands: `("attach", layout)` followed by
-a file handle, `("reset", row)`, `("bookmarks",)`, `("restore", places, squash)`, `("run",
-first_step, num_steps, actor)`, `("steps", first_step, num_steps)`, `("close",)`.
+First come the handles of a file for stacks and of one for large objects, then pickled commands:
+`("attach", layout)` followed by a file handle, `("reset", row)`, `("bookmarks",)`, `("restore",
+places, squash)`, `("run", first_step, num_steps, actor)`, `("steps", first_step, num_steps)`,
+`("close",)`. Places and actor are spans of that file; see `read_object`.
 Each is answered by `("ok", result)` or `("error", exception)`. During `steps` the parent acts:
 single bytes go to and fro, one pair per step, and only the end of the rollout is answered.
 
@@ -30,7 +31,7 @@ import cloudpickle
 import numpy as np
 
 from ppo.collector.acting import run_actor
-from ppo.collector.buffers import Buffers
+from ppo.collector.buffers import Buffers, read_object
 from ppo.collector.columns import Columns
 from ppo.collector.making import open_env_columns
 from ppo.collector.signals import FAULT, STEP, STEPPED, Patience, receive_byte
@@ -80,6 +81,8 @@ def worker_main(
     guard = _start_guard() if sys.platform == "linux" else None
     with contextlib.suppress(EOFError, OSError):  # the parent is gone; met again below
         _show_stacks_in(reduction.recv_handle(conn))
+        objects = reduction.recv_handle(conn)
+        os.set_inheritable(objects, False)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -104,10 +107,12 @@ def worker_main(
                 elif command == "bookmarks":
                     result = columns.bookmarks()
                 elif command == "restore":
-                    result = columns.restore(*arguments)
+                    span, squash = arguments
+                    result = columns.restore(read_object(objects, span), squash)
                 elif command == "run":
                     assert buffers is not None
-                    first_step, num_steps, actor = arguments
+                    first_step, num_steps, span = arguments
+                    actor = read_object(objects, span)
                     run_actor(columns, buffers, actor, num_steps, first_step)
                     result = columns.harvest()
                 elif command == "steps":

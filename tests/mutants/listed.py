@@ -597,6 +597,13 @@ COLLECTOR = [
         ("critic_process",),
     ),
     Mutant(
+        "every worker goes back to the places of the first one",
+        "collector/buffers.py",
+        "spans.append((start, end))",
+        "spans.append((0, end))",
+        ("workers",),
+    ),
+    Mutant(
         "a worker is woken first where the parent runs",
         "collector/processes.py",
         "_last_processor(one.process.pid) == here",
