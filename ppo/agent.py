@@ -88,8 +88,8 @@ class PPOAgent:
         self.seed = int(seed)
         self.device = as_device(device)
         self.policy: Any = None
-        self.steps = 0
-        self.updates = 0
+        self._trained: nn.Module | None = None
+        self.steps = self.updates = 0
         self.observation_space: Space | None = None
         self.action_space: Space | None = None
         self.left_off: CollectorState | None = None
@@ -109,8 +109,11 @@ class PPOAgent:
         return int(sequence.generate_state(1, np.uint64)[0]) >> 1
 
     def _adopt(self, policy: nn.Module) -> None:
+        """Make it the policy that is trained, unless it is."""
+        if policy is self._trained:
+            return
         self._learner = Learner(policy.to(self.device), LearnerSettings.of(self.config))
-        self.policy = policy
+        self.policy = self._trained = policy
         self.observation_space = getattr(policy, "observation_space", self.observation_space)
         self.action_space = getattr(policy, "action_space", self.action_space)
         self._frozen = frozen_parameters(policy)
@@ -119,9 +122,10 @@ class PPOAgent:
         """Make the policy for these spaces, or check that it is for them."""
         # The agent knows the spaces of its training also where the policy names none.
         check_policy_spaces(self, observation_space, action_space)
-        if self.policy is None:
-            seed = self._child_seed(2)
-            self._adopt(make_policy(observation_space, action_space, self.config.policy, seed=seed))
+        policy, config, seed = self.policy, self.config.policy, self._child_seed(2)
+        if policy is None:
+            policy = make_policy(observation_space, action_space, config, seed=seed)
+        self._adopt(policy)
         self.observation_space, self.action_space = observation_space, action_space
 
     def learn(
@@ -246,8 +250,7 @@ class PPOAgent:
             raise PPOError("update needs a policy: pass one to PPOAgent, or call learn first")
         rollout.check_finite()
         config = self.config
-        if not self._learner.improves(self.policy):  # the caller has put another one there
-            self._adopt(self.policy)
+        self._adopt(self.policy)  # the caller may have put another one there
         scaler, rewards = assembly.scaled_rewards(self._reward_scaler, rollout, config)
         batch, returns = assembly.batch_with_advantages(rollout, rewards, config)
         explained = explained_variance(rollout.values, returns, rollout.valid)
@@ -363,6 +366,7 @@ class PPOAgent:
         """
         if self.policy is None or self.observation_space is None or self.action_space is None:
             raise PPOError("there is nothing to save yet: call learn first")
+        self._adopt(self.policy)
         write_agent(path, self, self._episodes())
 
     @classmethod

@@ -243,18 +243,30 @@ def test_nothing_a_user_does_beside_training_changes_it(tmp_path, make_policy_of
     assert reports == same_reports
 
 
-def test_a_policy_put_in_the_place_of_another_is_trained():
+def test_a_policy_put_in_the_place_of_another_is_trained(tmp_path):
     agent, _ = train(WalkEnv)
     old, moments = agent.policy, agent._learner.state_dict()
     fixed = copy.deepcopy(old.state_dict())
     new = make_policy(old.observation_space, old.action_space, SMALL.policy, seed=9)
     before = copy.deepcopy(new.state_dict())
     agent.policy = new
+    agent.save(tmp_path / "agent")
+    assert not PPOAgent.load(tmp_path / "agent")._learner.state_dict()["actor.step"]
     agent.learn(WalkEnv, ROLLOUT)
     assert agent.policy is new
     assert all(not torch.equal(p, before[name]) for name, p in new.named_parameters())
     assert all(torch.equal(t, fixed[name]) for name, t in old.state_dict().items())
     assert agent._learner.state_dict().keys() == moments.keys()
+
+
+def test_a_policy_may_be_put_into_an_agent_that_has_none():
+    given = make_policy(WalkEnv.observation_space, WalkEnv.action_space, SMALL.policy, seed=9)
+    built, late = PPOAgent(copy.deepcopy(given), config=SMALL), PPOAgent(config=SMALL)
+    late.policy = given
+    for agent in (built, late):
+        agent.learn(WalkEnv, ROLLOUT)
+    assert late.policy is given
+    assert_same(fingerprint(built), fingerprint(late))
 
 
 def test_numbers_of_any_kind_are_taken_and_can_be_saved(tmp_path):

@@ -86,10 +86,6 @@ class Learner:
         self._build()
         self._optimizer.take_over(before)
 
-    def improves(self, policy: object) -> bool:
-        """Whether it is the learner of this very policy."""
-        return policy is self._policy
-
     @contextlib.contextmanager
     def helped(self, wanted: bool = True) -> Iterator[None]:
         """Let a second process train the critic in this block, where that is faster.

@@ -585,8 +585,8 @@ COLLECTOR = [
     Mutant(
         "a policy put in the place of another is not trained",
         "agent.py",
-        "if not self._learner.improves(self.policy):",
-        "if False:",
+        "self._adopt(self.policy)  # the caller may have put another one there",
+        "pass",
         ("agent",),
     ),
     Mutant(
