@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 from known_policies import observations, trained_like
 from policy_setup import IMAGE, PAIR, THREE
+from torch import nn
 
 from ppo import PolicyConfig, make_policy
 from ppo.policies.image_actor import ImageActor
@@ -94,6 +95,15 @@ def test_it_is_a_copy():
 def test_it_converts_no_weights_when_it_acts():
     actor = image_policy(precision="bfloat16").snapshot()
     assert {tensor.dtype for tensor in actor._encoder.parameters()} == {torch.bfloat16}
+
+
+def test_it_multiplies_and_moves_no_weights_when_it_acts():
+    actor = image_policy().snapshot()
+    for one in (actor, pickle.loads(pickle.dumps(actor))):
+        layers = [part for part in one._encoder.modules() if isinstance(part, nn.Conv2d)]
+        assert [layer.scale for layer in layers] == [1.0, 1.0, 1.0]
+        for layer in layers:
+            assert layer.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_it_acts_on_one_thread_and_leaves_the_setting_alone(monkeypatch):

@@ -20,6 +20,7 @@ from ppo.policies import (
     make_policy,
 )
 from ppo.policies.actor_critic import blank_policy
+from ppo.policies.bodies import StridedConv2d
 from ppo.policies.protocol import policy_device
 
 SQRT2 = math.sqrt(2.0)
@@ -240,6 +241,35 @@ def test_every_layout_of_an_image_gives_the_same_features():
     flat, single = NatureCNN((40, 44), generator(), 16), NatureCNN((1, 40, 44), generator(), 16)
     torch.testing.assert_close(flat(first[:, 0]), single(first[:, :1]))
     assert (encoders[0](first).std(0) > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "width"), [(8, 4, 44), (8, 4, 43), (4, 2, 10), (4, 2, 11), (3, 1, 9)]
+)
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_strided_convolution_is_a_convolution(kernel, stride, width, memory):
+    layer = StridedConv2d(3, 5, kernel, stride, scale=0.25).double()
+    images = torch.randn(2, 3, 40, width, dtype=torch.float64).to(memory_format=memory)
+    inputs, same = images.clone().requires_grad_(), images.clone().requires_grad_()
+    outputs = layer(inputs)
+    wanted = nn.functional.conv2d(0.25 * same, layer.weight, layer.bias, stride)
+    torch.testing.assert_close(outputs, wanted)
+    slopes = torch.randn_like(wanted)
+    found = torch.autograd.grad(outputs, [inputs, *layer.parameters()], slopes)
+    exact = torch.autograd.grad(wanted, [same, *layer.parameters()], slopes)
+    torch.testing.assert_close(found, exact)
+
+
+def test_a_strided_convolution_moves_no_images(monkeypatch):
+    layer, given = StridedConv2d(4, 5, 8, 4), []
+    images = torch.randn(2, 4, 44, 44).to(memory_format=torch.channels_last)
+    plain = nn.functional.conv2d
+    monkeypatch.setattr(
+        nn.functional, "conv2d", lambda x, *rest: (given.append(x), plain(x, *rest))[1]
+    )
+    layer(images)
+    assert given[0].data_ptr() == images.data_ptr()
+    assert given[0].shape == (2, 16, 44, 11)
 
 
 def relative_error(numbers, truth):

@@ -8,11 +8,13 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 __all__ = [
     "ACTIVATIONS",
     "MLP",
     "NatureCNN",
+    "StridedConv2d",
     "orthogonal_conv",
     "orthogonal_linear",
     "with_memory",
@@ -42,18 +44,68 @@ def orthogonal_linear(
     return layer
 
 
+class StridedConv2d(nn.Conv2d):
+    """A convolution whose kernel is a whole number of strides wide, faster on a CPU.
+
+    Where channels come last in memory, `stride` columns side by side are one column with `stride`
+    times the channels, and nothing has to be moved. What remains is a convolution of stride 1 along
+    the width, with a narrower kernel: the same sums. A CPU multiplies many channels at once and
+    wastes most of that on few: in half precision the first layer of `NatureCNN` takes two thirds
+    of the time.
+
+    Args:
+        num_inputs: Channels of the input.
+        num_outputs: Channels of the output.
+        kernel: Height and width of the kernel.
+        stride: Step along both axes, a divisor of `kernel`.
+        scale: Factor of all inputs. It is applied to the weights, which are fewer.
+        device: Of the weights.
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        num_outputs: int,
+        kernel: int,
+        stride: int,
+        scale: float = 1.0,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(num_inputs, num_outputs, kernel, stride, device=device)
+        self.scale = scale
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Outputs `[B, num_outputs, h, w]` of inputs `[B, num_inputs, H, W]`."""
+        step, weight = self.stride[1], self.weight
+        if self.scale != 1.0:
+            weight = weight * self.scale
+        columns = inputs.shape[-1] // step
+        if step == 1 or inputs.shape[-1] % step:
+            return functional.conv2d(inputs, weight, self.bias, step)
+        # [B, C, H, W] -> [B, H, W, C] -> [B, H, W / step, step * C], and back.
+        joined = inputs.movedim(1, -1).unflatten(2, (columns, step)).flatten(3).movedim(-1, 1)
+        weight = weight.unflatten(3, (-1, step)).movedim(-1, 1).flatten(1, 2)
+        return functional.conv2d(joined, weight, self.bias, (step, 1))
+
+
 def orthogonal_conv(
-    num_inputs: int, num_outputs: int, kernel: int, stride: int, generator: torch.Generator | None
-) -> nn.Conv2d:
+    num_inputs: int,
+    num_outputs: int,
+    kernel: int,
+    stride: int,
+    generator: torch.Generator | None,
+    scale: float = 1.0,
+) -> StridedConv2d:
     """Convolution with orthogonal weights of gain sqrt(2) and zero bias; generator as above."""
-    device = _device(generator)
-    layer = without_values(nn.Conv2d, num_inputs, num_outputs, kernel, stride=stride, device=device)
+    layer = without_values(
+        StridedConv2d, num_inputs, num_outputs, kernel, stride, scale, device=_device(generator)
+    )
     _orthogonal_(layer, math.sqrt(2.0), generator)
     return layer
 
 
 def without_values(
-    kind: Callable[..., ModuleT], *sizes: int, device: str, **options: Any
+    kind: Callable[..., ModuleT], *sizes: Any, device: str, **options: Any
 ) -> ModuleT:
     """A layer whose parameters have memory and no values yet; on the `meta` device neither.
 
@@ -176,7 +228,7 @@ class NatureCNN(nn.Module):
                 "gymnasium.wrappers.FlattenObservation"
             )
         self.convolutions = nn.Sequential(
-            orthogonal_conv(frames * channels, 32, 8, 4, generator),
+            orthogonal_conv(frames * channels, 32, 8, 4, generator, scale=1.0 / 255.0),
             nn.ReLU(inplace=True),
             orthogonal_conv(32, 64, 4, 2, generator),
             nn.ReLU(inplace=True),
@@ -206,9 +258,8 @@ class NatureCNN(nn.Module):
         last = torch.channels_last
         if not obs.is_contiguous(memory_format=last):
             obs = torch.stack(obs.unbind(1), -1).movedim(-1, 1)
+        # Half precision has room for each of 256 values; the first layer divides them.
         pixels = obs.to(torch.bfloat16 if half else torch.float32, memory_format=last)
-        # In place where these are a copy: floating ones may be the caller's.
-        pixels = pixels / 255.0 if obs.is_floating_point() else pixels.div_(255.0)
         with torch.autocast(obs.device.type, torch.bfloat16, enabled=half):
             features: Tensor = self.linear(self.convolutions(pixels))
         return features.float()

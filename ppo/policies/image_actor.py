@@ -30,13 +30,19 @@ class ImageActor:
     def __init__(
         self, encoder: NatureCNN, choose: Callable[[np.ndarray, np.ndarray], np.ndarray]
     ) -> None:
-        self._take(copy.deepcopy(encoder))
+        own = copy.deepcopy(encoder).requires_grad_(False)
+        first: Any = own.convolutions[0]
+        first.weight.mul_(first.scale)
+        self._take(own)
         self._choose = choose
 
     def _take(self, encoder: NatureCNN) -> None:
-        encoder.requires_grad_(False)
+        """Do once what would be done to the weights at every step."""
+        first: Any = encoder.convolutions[0]
+        first.scale = 1.0  # they are multiplied by it already
         if encoder.precision == "bfloat16":
-            encoder.bfloat16()  # once, and not at every step
+            encoder.bfloat16()
+        encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._encoder = encoder
 
     def __call__(self, obs: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -54,7 +60,7 @@ class ImageActor:
 
     def __setstate__(self, state: Any) -> None:
         options, precision, arrays, self._choose = state
-        encoder = NatureCNN(**options, precision=precision, generator=None)
+        encoder = NatureCNN(**options, precision=precision, generator=None).requires_grad_(False)
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         encoder.load_state_dict(tensors, assign=True)
         self._take(encoder)

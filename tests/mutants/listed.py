@@ -555,11 +555,25 @@ COLLECTOR = [
         ("restarts",),
     ),
     Mutant(
-        "floating images are divided where they lie",
+        "columns are joined that do not fill the last one",
         "policies/bodies.py",
-        "pixels / 255.0 if obs.is_floating_point() else pixels.div_(255.0)",
-        "pixels.div_(255.0)",
+        "if step == 1 or inputs.shape[-1] % step:",
+        "if step == 1:",
         ("policies",),
+    ),
+    Mutant(
+        "neighbouring columns are joined with their channels in another order",
+        "policies/bodies.py",
+        "weight.unflatten(3, (-1, step)).movedim(-1, 1)",
+        "weight.unflatten(3, (-1, step)).movedim(-1, 2)",
+        ("policies",),
+    ),
+    Mutant(
+        "an actor of images scales its weights a second time where it arrives",
+        "policies/image_actor.py",
+        "first.scale = 1.0",
+        "first.scale = first.scale",
+        ("image_actor",),
     ),
     Mutant(
         "a policy that was converted is bound as it was",
@@ -1901,8 +1915,8 @@ IMAGES = [
     Mutant(
         "pixels are divided by 256",
         "policies/bodies.py",
-        "pixels.div_(255.0)",
-        "pixels.div_(256.0)",
+        "scale=1.0 / 255.0",
+        "scale=1.0 / 256.0",
         ("policies",),
     ),
 ]
