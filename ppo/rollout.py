@@ -307,7 +307,8 @@ class Rollout:
                 t, index = (~finite).nonzero()[0].tolist()
                 raise NonFiniteError(
                     f"{name} is not finite at rollout step {t} of environment {index}; nothing "
-                    "was learned from this rollout. Look for huge rewards or observations."
+                    "was learned from this rollout. Look for huge rewards or observations, and "
+                    "for NaN among the policy's parameters."
                 )
 
     def flatten(self, **extra: Tensor) -> Batch:

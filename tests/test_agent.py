@@ -1334,3 +1334,25 @@ def test_a_number_of_workers_is_taken_as_it_is(monkeypatch):
     agent = PPOAgent(config=PPOConfig(num_envs=2, num_steps=4, num_epochs=1, num_workers=3))
     agent.learn(lambda: gymnasium.make("CartPole-v1"), 8)
     assert remembering.asked == [3]
+
+
+@pytest.mark.parametrize(
+    ("env", "options"),
+    [
+        (CountingEnv, {}),
+        (CountingEnv, {"memory": "lstm"}),
+        (CountingEnv, {"memory": "gru"}),
+        (CountingEnv, {"memory": "attention"}),
+        (ImageEnv, {"cnn_features": 4}),
+    ],
+    ids=["vector", "lstm", "gru", "attention", "image"],
+)
+def test_a_policy_in_double_precision_collects_and_learns(env, options):
+    config = PPOConfig(num_envs=2, num_steps=8, num_epochs=1, policy=PolicyConfig(**options))
+    agent = PPOAgent(config=config, seed=0)
+    agent.learn(env, 16)
+    before = copy.deepcopy(agent.policy.double())
+    agent.learn(env, 32)
+    for one, start in zip(agent.policy.parameters(), before.parameters(), strict=True):
+        assert one.dtype == torch.float64
+        assert not torch.equal(one, start)

@@ -143,15 +143,16 @@ class ActorCritic(nn.Module):
         """
         features = self.actor_body(self._features(obs))
         if self.actor_memory is not None:
-            features, _ = self.actor_memory.step(features, self._states(state, len(features))[0])
+            features, _ = self.actor_memory.step(features, self._states(state, features)[0])
         distribution: Distribution = self.action_head(features, self._mask(obs, action_mask))
         return distribution
 
-    def _states(self, state: Tensor | None, num_rows: int) -> list[Tensor]:
+    def _states(self, state: Tensor | None, features: Tensor) -> list[Tensor]:
         """Memories of actor and critic, `[B, K]` each; the same one if they share it."""
         if state is None:
-            state = torch.zeros(num_rows, self.state_size, device=self.value_head.weight.device)
-        parts = list(state.split(self._state_sizes, -1))
+            size = len(features), self.state_size
+            state = torch.zeros(size, dtype=features.dtype, device=features.device)
+        parts = list(state.to(features.dtype).split(self._state_sizes, -1))
         return parts if len(parts) == 2 else [*parts, *parts]
 
     @torch.no_grad()
@@ -183,7 +184,7 @@ class ActorCritic(nn.Module):
         features = self.actor_body(normalized)
         memory: list[Tensor] = []
         if self.actor_memory is not None:
-            before = self._states(state, len(features))
+            before = self._states(state, features)
             features, after = self.actor_memory.step(features, before[0])
             memory.append(after)
             if not self.shared:
@@ -227,7 +228,7 @@ class ActorCritic(nn.Module):
         if self.actor_memory is not None:
             count = len(actor)
             lengths = (1,) * count if sequences is None else sequences.lengths
-            states = self._states(None if sequences is None else sequences.states, count)
+            states = self._states(None if sequences is None else sequences.states, actor)
             actor = self.actor_memory.replay(actor, Sequences(lengths, states[0]))
             if self.shared:
                 critic = actor
@@ -245,7 +246,7 @@ class ActorCritic(nn.Module):
         """State values `[B]` of observations `[B, ...]`, with the memory `[B, K]` before them."""
         features = self.critic_body(self._features(obs))
         if self.critic_memory is not None:
-            features, _ = self.critic_memory.step(features, self._states(state, len(features))[1])
+            features, _ = self.critic_memory.step(features, self._states(state, features)[1])
         values: Tensor = self.value_head(features).squeeze(-1)
         return values
 

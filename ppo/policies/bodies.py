@@ -259,7 +259,8 @@ class NatureCNN(nn.Module):
         if not obs.is_contiguous(memory_format=last):
             obs = torch.stack(obs.unbind(1), -1).movedim(-1, 1)
         # Half precision has room for each of 256 values; the first layer divides them.
-        pixels = obs.to(torch.bfloat16 if half else torch.float32, memory_format=last)
+        kind = torch.bfloat16 if half else next(self.parameters()).dtype
+        pixels = obs.to(kind, memory_format=last)
         with torch.autocast(obs.device.type, torch.bfloat16, enabled=half):
             features: Tensor = self.linear(self.convolutions(pixels))
-        return features.float()
+        return features.float() if half else features
