@@ -539,8 +539,22 @@ class Saying(CountingEnv):
 @POLICIES
 def test_an_ill_shaped_answer_is_an_error_that_names_the_environment(changes, policy):
     """Nothing is broadcast into the rollout."""
-    with pytest.raises(EnvError, match=r"environment 0 raised .* in step"):
+    with pytest.raises(EnvError, match=r"environment 0 raised .* in step.*episode step 0,"):
         collect(lambda: Saying(**changes), (6,), policy)
+
+
+class GrowingLate(CountingEnv):
+    """Its observations get a number more in the third step of each episode."""
+
+    def observe(self):
+        return np.append(super().observe(), [0.0] * (self.count == 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("horizons", "row"), [((6,), 2), ((1, 1, 6), 0)], ids=str)
+def test_an_ill_shaped_observation_names_the_step_that_led_to_it(horizons, row):
+    place = rf"in step: .* \(episode seed \d+, episode step 2, rollout step {row},"
+    with pytest.raises(EnvError, match=place):
+        collect(lambda: GrowingLate(length=4), horizons, CountPolicy())
 
 
 @pytest.mark.parametrize(

@@ -298,7 +298,7 @@ class EnvColumns:
             self.first + index,
             error,
             seed=self._episode_seeds[index],
-            episode_step=self._lengths[index],
+            episode_step=0 if action is None else t - int(self._started[index]),
             t=t,
             action=action,
         )
