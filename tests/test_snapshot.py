@@ -186,6 +186,8 @@ CHANGES_OF_VECTORS = {
     "hook of a normaliser": lambda policy: double(policy.normalizer),
     "hook of a head": lambda policy: double(policy.action_head.linear),
     "forward of its own": lambda policy: replace_method(policy.actor_body[1], "forward"),
+    "act of its own": lambda policy: replace_method(policy, "act"),
+    "distribution of its own": lambda policy: replace_method(policy, "distribution"),
     "std of its own": lambda policy: replace_method(policy.action_head, "bounded_log_std"),
     "pruned layer": prune_linear,
     "pruned std": lambda policy: prune.l1_unstructured(policy.action_head, "log_std", 0.5),

@@ -256,8 +256,8 @@ class ActorCritic(nn.Module):
 
     def snapshot(self) -> Actor | RecurrentActor | None:
         """A copy of the actor for worker processes, or None where torch should act for all."""
-        # The methods of a subclass may say anything.
-        if type(self) is not ActorCritic:
+        # Methods of a subclass, or of this object alone, may say anything.
+        if type(self) is not ActorCritic or not vars(self).keys().isdisjoint(vars(ActorCritic)):
             return None
         bodies = [(self.actor_body, self.actor_memory)]
         if self.critic_memory is not None and not self.shared:

@@ -555,6 +555,13 @@ COLLECTOR = [
         ("restarts",),
     ),
     Mutant(
+        "a policy whose own method was replaced is copied for the workers",
+        "policies/actor_critic.py",
+        "if type(self) is not ActorCritic or not vars(self).keys().isdisjoint(vars(ActorCritic)):",
+        "if type(self) is not ActorCritic:",
+        ("snapshot",),
+    ),
+    Mutant(
         "columns are joined that do not fill the last one",
         "policies/bodies.py",
         "if step == 1 or inputs.shape[-1] % step:",
