@@ -18,7 +18,7 @@ _BLOCK = 2**18
 # Smaller arrays are solved in NumPy, where views and operations begin sooner; in larger ones torch
 # gets faster over the gaps between every second row.
 _SMALL = 2**13
-_FEW = 16  # steps that are taken one by one
+_FEW = 8  # rows
 
 
 def reverse_scan_(x: Tensor, c: Tensor) -> Tensor:
@@ -94,15 +94,18 @@ def _plan(x: _Array, c: _Array) -> _Steps:
     What they hold are views, which cost as much as the arithmetic; they may be taken again.
     """
     if not isinstance(x, np.ndarray):
-        return _steps(x, c)
+        return _halving(x, c)
     # NumPy is faster on a vector than on a single column.
-    steps = _steps(*(y.reshape(len(y)) if y.size == len(y) else y for y in (x, c)))
-    if x.size <= _SMALL or len(x) <= _FEW:
+    x, c = (y.reshape(len(y)) if y.size == len(y) else y for y in (x, c))
+    if len(x) <= 2 * _FEW:  # wide rows; to halve them takes three times the arithmetic
+        return _row_by_row(x, c)
+    steps = _halving(x, c)
+    if x.size <= _SMALL:
         return steps
     return [tuple(y if y is None else torch.from_numpy(y) for y in step) for step in steps]
 
 
-def _steps(x: _Array, c: _Array) -> _Steps:
+def _halving(x: _Array, c: _Array) -> _Steps:
     """Halve the recurrence until few rows are left.
 
     Each even row takes in the odd row behind it. That leaves the same recurrence between the even
@@ -113,15 +116,19 @@ def _steps(x: _Array, c: _Array) -> _Steps:
         Blelloch, "Prefix Sums and Their Applications", 1990, section 1.4.
     """
     if len(x) <= _FEW:
-        rows, factors = ([y[t : t + 1] for t in range(len(y))] for y in (x, c))
-        return [(rows[t], factors[t], rows[t + 1], None) for t in range(len(x) - 2, -1, -1)]
+        return _row_by_row(x, c)
     even, odd, even_c, odd_c = x[::2], x[1::2], c[::2], c[1::2]
     pairs, gaps = len(odd), len(even) - 1
     return [
         (even[:pairs], even_c[:pairs], odd, odd_c),
-        *_steps(even, even_c),
+        *_halving(even, even_c),
         (odd[:gaps], odd_c[:gaps], even[1:], None),
     ]
+
+
+def _row_by_row(x: _Array, c: _Array) -> _Steps:
+    rows, factors = ([y[t : t + 1] for t in range(len(y))] for y in (x, c))
+    return [(rows[t], factors[t], rows[t + 1], None) for t in range(len(x) - 2, -1, -1)]
 
 
 def _take(steps: _Steps) -> None:

@@ -65,8 +65,8 @@ def test_blocks_go_on_where_the_ones_behind_them_began(path, horizon, shape, see
         assert all(x[block][1:].nbytes < 300 for block in blocks)
 
 
-# On both sides of every limit: 16 rows, 2**13 numbers, 2**18 bytes; one column and several.
-SHAPES = [(16,), (17,), (2**13,), (2**13 + 1,), (2**13 + 1, 1), (1, 2**13 + 1)]
+# On both sides of every limit: 8 and 16 rows, 2**13 numbers, 2**18 bytes; one column and several.
+SHAPES = [(8,), (9,), (16,), (17,), (2**13,), (2**13 + 1,), (2**13 + 1, 1), (1, 2**13 + 1)]
 SHAPES += [(16, 2**12), (17, 2**12), (128, 64), (128, 65), (2**16,), (2**16 + 1,), (257, 16, 16)]
 SHAPES += [(3, 2**17), (2047, 100), (5, 0), (20, 0, 2)]
 
