@@ -170,6 +170,31 @@ def to_tensors(arrays: Mapping[str, object]) -> tuple[list[Tensor], Callable[[Te
     )
 
 
+def open_trajectory(
+    numbers: Mapping[str, object], terminated: object, truncated: object
+) -> tuple[list[Tensor], Tensor, Tensor, Callable[[Tensor], Any]]:
+    """Check the arguments of a trajectory and return them as tensors.
+
+    Returns:
+        The numbers in one dtype, ``terminated``, ``truncated`` (or, if that is None,
+        ``terminated`` again), and the function that turns a result back into what the caller uses.
+    """
+    flags = {"terminated": terminated}
+    if truncated is not None:
+        flags["truncated"] = truncated
+    tensors, restore = to_tensors({**numbers, **flags})
+    first_name, first = next(iter(numbers)), tensors[0]
+    check_time_axis(first_name, first)
+    for name, x in zip([*numbers, *flags], tensors, strict=True):
+        if name in flags:
+            check_flags(name, x)
+        else:
+            check_floating(name, x)
+        check_same_shape(name, x, first_name, first)
+    count = len(numbers)
+    return at_least_float32(*tensors[:count]), tensors[count], tensors[-1], restore
+
+
 def at_least_float32(*xs: Tensor) -> list[Tensor]:
     """Return ``xs`` in one common floating dtype, float32 or wider."""
     dtype = torch.float32

@@ -9,9 +9,9 @@ Tensors give tensors and NumPy arrays give NumPy arrays; no gradient flows and n
 modified. The result has the widest dtype among the numbers, float32 at least.
 """
 
-from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar, cast
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -24,13 +24,13 @@ from ppo._checks import (
     check_non_negative,
     check_positive_integer,
     check_same_shape,
-    check_time_axis,
     check_unit_interval,
+    open_trajectory,
     to_tensors,
 )
 from ppo._masks import zero_where_
 from ppo._reductions import masked_moments
-from ppo._scan import reverse_scan_
+from ppo._scan import as_arrays, reverse_scan_, scan_blocks
 
 __all__ = [
     "AdvantageEstimate",
@@ -119,19 +119,30 @@ def gae(
     """
     check_unit_interval("gamma", gamma)
     check_unit_interval("gae_lambda", gae_lambda)
-    numbers, done, ended, restore = _open(
+    numbers, done, cut, restore = open_trajectory(
         {"rewards": rewards, "values": values, "next_values": next_values}, terminated, truncated
     )
-    r, v, successor = numbers
-    with torch.no_grad():
-        # One piece, since allocators keep that for the next call and hand two back to the system;
-        # to touch fresh memory takes longer than the arithmetic. The returns reuse the decay.
-        advantages, decay = (half.detach() for half in v.new_empty(2, *v.shape))
-        zero_where_(advantages.copy_(successor), done).mul_(gamma).add_(r).sub_(v)
-        zero_where_(decay.fill_(gamma * gae_lambda), ended)
-        reverse_scan_(advantages, decay)
-        returns = torch.add(advantages, v, out=decay)
-    return AdvantageEstimate(restore(advantages), restore(returns))
+    # One piece, since allocators keep that for the next call and hand two back to the system; to
+    # touch fresh memory takes longer than the arithmetic.
+    results = [half.detach() for half in numbers[0].new_empty(2, *numbers[0].shape)]
+    r, v, successor, done, cut, advantages, returns = as_arrays(*numbers, done, cut, *results)
+    library: Any = torch if isinstance(v, Tensor) else np
+    gamma, trace = float(gamma), float(gamma) * float(gae_lambda)
+
+    def fill(block: slice, x: Any, decay: Any) -> None:
+        library.multiply(successor[block], gamma, out=x)
+        zero_where_(x, done[block])
+        x += r[block]
+        x -= v[block]
+        decay[...] = ~(done[block] | cut[block])
+        decay *= trace
+
+    with np.errstate(all="ignore"):  # as silent as torch
+        for block, x in scan_blocks(v, fill):
+            advantages[block] = x
+            x += v[block]
+            returns[block] = x
+    return AdvantageEstimate(*map(restore, results))
 
 
 def lambda_returns(
@@ -240,13 +251,13 @@ def n_step_returns(
     """
     check_unit_interval("gamma", gamma)
     check_positive_integer("n", n)
-    numbers, done, ended, restore = _open(
+    numbers, done, cut, restore = open_trajectory(
         {"rewards": rewards, "next_values": next_values}, terminated, truncated
     )
     r, successor = numbers
     with torch.no_grad():
         returns = zero_where_(successor.clone(), done).mul_(gamma).add_(r)
-        paid, decay = _until_bootstrap(r, returns, ended, gamma)
+        paid, decay = _until_bootstrap(r, returns, done | cut, gamma)
         for _ in range(min(n, len(r)) - 1):
             returns[:-1] = torch.addcmul(paid[:-1], decay[:-1], returns[1:])
     return cast("ArrayT", restore(returns))
@@ -297,12 +308,12 @@ def discounted_returns(
     numbers: dict[str, object] = {"rewards": rewards}
     if next_values is not None:
         numbers["next_values"] = next_values
-    (r, *successor), done, ended, restore = _open(numbers, terminated, truncated)
+    (r, *successor), done, cut, restore = open_trajectory(numbers, terminated, truncated)
     with torch.no_grad():
         last = r.clone()
         if successor:
             last = zero_where_(successor[0].clone(), done).mul_(gamma).add_(r)
-        paid, decay = _until_bootstrap(r, last, ended, gamma)
+        paid, decay = _until_bootstrap(r, last, done | cut, gamma)
         returns = reverse_scan_(paid, decay)
     return cast("ArrayT", restore(returns))
 
@@ -357,32 +368,6 @@ def normalize(x: ArrayT, valid: ArrayT | None = None, *, eps: float = 1e-8) -> A
         seen = variance > 0 if counted is None else counted & (variance > 0)
         result = torch.where(seen, result, 0.0)
     return cast("ArrayT", restore(result))
-
-
-def _open(
-    numbers: Mapping[str, object], terminated: object, truncated: object
-) -> tuple[list[Tensor], Tensor, Tensor, Callable[[Tensor], Any]]:
-    """Check the arguments of a trajectory and return them as tensors.
-
-    Returns:
-        The numbers in one dtype, ``terminated``, ``terminated or truncated``, and the function
-        that turns a result back into what the caller uses.
-    """
-    flags = {"terminated": terminated}
-    if truncated is not None:
-        flags["truncated"] = truncated
-    tensors, restore = to_tensors({**numbers, **flags})
-    first_name, first = next(iter(numbers)), tensors[0]
-    check_time_axis(first_name, first)
-    for name, x in zip([*numbers, *flags], tensors, strict=True):
-        if name in flags:
-            check_flags(name, x)
-        else:
-            check_floating(name, x)
-        check_same_shape(name, x, first_name, first)
-    done = tensors[len(numbers)]
-    ended = done if truncated is None else done | tensors[-1]
-    return at_least_float32(*tensors[: len(numbers)]), done, ended, restore
 
 
 def _until_bootstrap(

@@ -6,9 +6,9 @@ import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import coefficients, horizons, law, seeds, trailing_shapes, trajectories
+from scan_paths import EACH_PATH, as_elsewhere, path_taken
+from strategies import coefficients, law, seeds, trajectories
 
-from ppo._scan import reverse_scan_, reverse_scan_plain_
 from ppo.advantages import (
     AdvantageEstimate,
     discounted_returns,
@@ -49,6 +49,67 @@ def test_gae_is_the_discounted_sum_of_td_errors(trajectory, gamma, gae_lambda, d
     expected = expected_advantages(trajectory, gamma, gae_lambda)
     close(result.advantages, expected, dtype)
     close(result.returns, expected + trajectory.values, dtype)
+
+
+@EACH_PATH
+@law
+@given(trajectories(), coefficients, coefficients, st.sampled_from([F32, F64]))
+def test_gae_is_the_same_whatever_the_size_of_its_blocks(
+    path, trajectory, gamma, gae_lambda, dtype
+):
+    arguments, settings = tensors(trajectory, dtype), {"gamma": gamma, "gae_lambda": gae_lambda}
+    with path_taken(path):
+        result = gae(*arguments, **settings)
+    expected = expected_advantages(trajectory, gamma, gae_lambda)
+    close(result.advantages, expected, dtype)
+    close(result.returns, expected + trajectory.values, dtype)
+    with path_taken(path):
+        trajectory.next_values[trajectory.terminated] = np.nan
+        dirty = gae(*tensors(trajectory, dtype), **settings)
+    for actual, clean in zip(dirty, result, strict=True):
+        assert torch.equal(actual, clean)
+
+
+@law
+@given(trajectories(), coefficients, coefficients)
+def test_gae_is_the_same_off_the_cpu(trajectory, gamma, gae_lambda):
+    trajectory.next_values[trajectory.terminated] = np.nan
+    arguments, settings = tensors(trajectory), {"gamma": gamma, "gae_lambda": gae_lambda}
+    with as_elsewhere():
+        result = gae(*(x.requires_grad_(x.is_floating_point()) for x in arguments), **settings)
+    assert not result.advantages.requires_grad
+    for actual, expected in zip(result, gae(*tensors(trajectory), **settings), strict=True):
+        close(actual, expected)
+
+
+@BOTH
+@pytest.mark.parametrize("shape", [(2048,), (128, 8), (9000,), (2048, 256), (130, 20, 33)])
+def test_large_rollouts_are_as_exact_as_small_ones(shape, dtype):
+    rng = np.random.default_rng(0)
+    numbers = [torch.as_tensor(x).to(dtype) for x in rng.normal(size=(3, *shape))]
+    done, cut = torch.as_tensor(rng.random((2, *shape)) < 0.01)
+    numbers[2][done] = torch.inf
+    result = gae(*numbers, done, cut, gamma=0.99, gae_lambda=0.95)
+    r, v, successor = (x.double() for x in numbers)
+    expected = r + 0.99 * torch.where(done, 0.0, successor) - v
+    decay = 0.99 * 0.95 * (~(done | cut)).double()
+    for t in range(shape[0] - 2, -1, -1):
+        expected[t] += decay[t] * expected[t + 1]
+    tolerance = 1e-5 if dtype == F32 else 1e-12
+    np.testing.assert_allclose(result.advantages, expected, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(result.returns, expected + v, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_numbers_that_are_not_finite_make_no_noise(kind):
+    rewards, values, next_values, terminated, truncated = example()
+    terminated[:], truncated[:] = False, False
+    rewards[3], values[12], next_values[12] = np.nan, np.inf, np.inf
+    numbers = (x.astype(kind) for x in (rewards, values, next_values))
+    advantages, returns = gae(*numbers, terminated, truncated)
+    for x in (advantages, returns):
+        assert np.isnan(x[:13]).all()
+        assert np.isfinite(x[13:]).all()
 
 
 @law
@@ -104,17 +165,19 @@ def test_concatenated_episodes_are_as_each_alone(first, second, end):
         close(together_, np.concatenate(alone))
 
 
+@EACH_PATH
 @pytest.mark.parametrize("horizon", [5, 40, 200])
 @pytest.mark.parametrize("end", ["terminated", "truncated"])
-def test_gae_does_not_leak_across_an_end(horizon, end):
+def test_gae_does_not_leak_across_an_end(horizon, end, path):
     rng = np.random.default_rng(0)
     rewards, values, next_values = rng.normal(size=(3, horizon))
     flags = {"terminated": np.zeros(horizon, bool), "truncated": np.zeros(horizon, bool)}
     t = horizon // 2
     flags[end][t] = True
-    before = gae(rewards, values, next_values, **flags).advantages
-    rewards[t + 1 :] += 1e6
-    after = gae(rewards, values, next_values, **flags).advantages
+    with path_taken(path):
+        before = gae(rewards, values, next_values, **flags).advantages
+        rewards[t + 1 :] += 1e6
+        after = gae(rewards, values, next_values, **flags).advantages
     np.testing.assert_array_equal(before[: t + 1], after[: t + 1])
     assert (before[t + 1 :] != after[t + 1 :]).all()
 
@@ -520,15 +583,3 @@ def test_normalize_refuses_what_it_cannot_read():
         normalize(x, torch.ones(2, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"^eps"):
         normalize(x, eps=-1.0)
-
-
-@law
-@given(horizons | st.integers(1, 700), trailing_shapes, seeds)
-def test_the_chunked_scan_equals_the_plain_one(horizon, shape, seed):
-    rng = np.random.default_rng(seed)
-    x, c = torch.as_tensor(rng.uniform(-1, 1, size=(2, horizon, *shape)))
-    c[torch.as_tensor(rng.random(c.shape) < 0.05)] = 0.0
-    plain = reverse_scan_plain_(x.clone(), c.clone())
-    chunked = reverse_scan_(x.clone(), c.clone())
-    torch.testing.assert_close(chunked, plain, rtol=1e-12, atol=1e-12)
-    assert torch.equal(chunked[-1], x[-1])
