@@ -110,6 +110,7 @@ BY_THEMSELVES = {
     aten.tanh_backward.default,
     aten.threshold_backward.default,
     aten.where.self,
+    aten.sum.default,
     aten.sum.dim_IntList,
     aten.mm.default,
     aten.addmm.default,
@@ -309,6 +310,7 @@ def test_the_sum_kernel_is_sum(data):
     keep = data.draw(st.booleans())
     wider = data.draw(st.sampled_from([{}, {}, {"dtype": torch.float64}]))
     check_program(lambda x: x.sum(axes, keep, **wider), [x])
+    check_program(lambda x: x.sum(**wider), [x])
 
 
 @settings(max_examples=30, deadline=None)

@@ -8,6 +8,7 @@ copy of as many bytes, the environments without a policy, `import torch`.
 """
 
 import argparse
+import dataclasses
 import functools
 import os
 import subprocess
@@ -48,6 +49,9 @@ SIZES = "1,2,4,8,16,64,256,1024"
 MINIBATCHES = "64,256,1024,4096,16384,65536"
 MOST_IMAGES = {"cpu": 256, "cuda": 4096}  # in a minibatch; more take seconds, or too much memory
 SETTLED = 3  # updates; from the third on the critic may have a process of its own
+# A policy that learns from one minibatch for ever clips all of it in the end. Its gradient is then
+# 0, and Adam's moments fade into denormal numbers, with which processors are slow.
+STILL = 0.0  # learning rate
 COPIED = 1 << 27  # bytes, more than any cache holds
 NUM_ENVS = 8
 PROCESSES = 2
@@ -147,7 +151,7 @@ def own_step(name, policy, batch):
 
     def step():
         gradient(batch, weights)
-        optimizer.step(3e-4, 0.5)
+        optimizer.step(STILL, 0.5)
 
     return step
 
@@ -155,7 +159,8 @@ def own_step(name, policy, batch):
 def plain_step(workload, batch):
     spaces = make_spaces(workload.env)
     network = plain_torch.ActorCritic(spaces[0].shape[0], workload.hidden_size, spaces[1])
-    learner = plain_torch.Learner(network, workload)
+    still = dataclasses.replace(workload, learning_rate=STILL)
+    learner = plain_torch.Learner(network, still)
     fields = (batch.obs, batch.actions, batch.log_probs, batch.advantages, batch.returns)
     return lambda: learner.step(*fields)
 

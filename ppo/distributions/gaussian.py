@@ -57,12 +57,13 @@ class DiagonalGaussian:
     def log_prob(self, action: Tensor) -> Tensor:
         """Log-density of raw actions `[B, d]`, summed over components, `[B]`."""
         z = (action - self.mean) * torch.exp(-self.log_std)
-        return -(0.5 * z * z + self.log_std + _HALF_LOG_2PI).sum(-1)
+        # Spreads that all rows have in common are summed once.
+        return -0.5 * (z * z).sum(-1) - (self.log_std + _HALF_LOG_2PI).sum(-1)
 
     def entropy(self) -> Tensor:
         """Entropy `[B]` in nats: a constant plus the sum of the log standard deviations."""
-        per_component = (self.log_std + 0.5 + _HALF_LOG_2PI).expand_as(self.mean)
-        return per_component.sum(-1)
+        of_all = (self.log_std + (0.5 + _HALF_LOG_2PI)).sum(-1)
+        return of_all.expand(self.mean.shape[:-1])
 
     def kl(self, other: DiagonalGaussian) -> Tensor:
         """KL(self || other) `[B]` in nats."""

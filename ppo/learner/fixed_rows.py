@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 from typing import Any
 
@@ -49,7 +50,7 @@ class FixedRows:
     @classmethod
     def of(cls, batch: Batch) -> list[FixedRows]:
         """The rows of a minibatch, in parts of one shape."""
-        masks = batch.context.get("action_masks")
+        masks = vars(batch).get("action_masks")
         if batch.sequences is None:
             return cls(batch.obs, batch.actions, masks, None, _ALL, _ALL)._parts()
         positions, sequences, places = batch.sequences.extended()
@@ -82,9 +83,9 @@ class FixedRows:
         return parts
 
     def __len__(self) -> int:
-        return len(leaves(self.obs)[0])
+        return self.tensors[0].shape[0]
 
-    @property
+    @functools.cached_property
     def tensors(self) -> list[Tensor]:
         """Everything that changes from minibatch to minibatch."""
         masks = () if self.masks is None else (self.masks,)

@@ -55,23 +55,18 @@ class FlatAdam(FlatOptimizer):
         self._exp_avg, self._exp_avg_sq = self._parts_of(exp_avg), self._parts_of(exp_avg_sq)
         # Counted once for all: they take every step together.
         self._step_count = torch.zeros((), dtype=torch.float32, device=self.parameters[0].device)
+        self._counter = self._step_count.numpy() if self._on_cpu else self._step_count
         parts = zip(self.parameters, self.gradients, self._exp_avg, self._exp_avg_sq, strict=True)
         self._by_network = [[*([x] for x in part), [], [self._step_count]] for part in parts]
         self._whole = _joined(self._by_network)
 
     def _descend(self, learning_rate: float | list[float]) -> None:
-        self._count()
+        self._counter += 1.0
         if not isinstance(learning_rate, list):
             self._update(*self._whole, lr=learning_rate)
             return
         for lists, rate in zip(self._by_network, learning_rate, strict=True):
             self._update(*lists, lr=rate)
-
-    def _count(self) -> None:
-        if self._on_cpu:
-            self._step_count.numpy()[...] += 1.0
-        else:
-            self._step_count.add_(1.0)
 
     @property
     def step_count(self) -> float:
@@ -90,7 +85,7 @@ class FlatAdam(FlatOptimizer):
         Another process takes the step for the others, and every network changes as by `step`.
         """
         norms = self._clip([self._gradient_arrays[index] for index in networks], max_grad_norm)
-        self._count()
+        self._counter += 1.0
         for index in networks:
             rate = learning_rate[index] if isinstance(learning_rate, list) else learning_rate
             self._update(*self._by_network[index], lr=rate)

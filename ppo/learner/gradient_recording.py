@@ -197,14 +197,16 @@ class GradientRecording:
             self._log_probs[places], old, advantages[counted], settings, num_rows
         )
         _pull(self._d_log_probs, slopes, places)
-        _pull(self._d_entropy, -settings.entropy_coef / num_rows, places)
+        if self._pulling[1]:
+            _pull(self._d_entropy, -settings.entropy_coef / num_rows, places)
         entropy = float(np.add.reduce(self._entropy[places])) / num_rows
         return [loss, entropy, kl, clip_fraction]
 
     def _value_loss(self, part: FixedRows, batch: Batch, settings: LossSettings) -> float:
         """Write the slopes of the value loss; returns it."""
         places, counted, num_rows = part.places, part.counted, len(batch.returns)
-        returns, old = batch.returns.numpy()[counted], batch.values.numpy()[counted]
+        returns = batch.returns.numpy()[counted]
+        old = None if settings.value_clip_range is None else batch.values.numpy()[counted]
         loss, slopes = value_loss(self._values[places], returns, old, settings, num_rows)
         _pull(self._d_values, slopes, places)
         return loss

@@ -81,7 +81,7 @@ def policy_loss(
 def value_loss(
     values: np.ndarray,
     returns: np.ndarray,
-    old_values: np.ndarray,
+    old_values: np.ndarray | None,
     settings: LossSettings,
     num_rows: int,
 ) -> tuple[float, np.ndarray]:
@@ -90,7 +90,7 @@ def value_loss(
     Args:
         values: Of the critic as it is now, `[R]`.
         returns: What they should be, `[R]`.
-        old_values: Of the critic at the rollout, `[R]`.
+        old_values: Of the critic at the rollout, `[R]`; None where they are not clipped to.
         settings: Of the loss.
         num_rows: All rows of the minibatch, B.
 
@@ -98,16 +98,19 @@ def value_loss(
         The number, and d (value_coef * loss) / d value `[R]`.
     """
     error = values - returns
-    square = error * error
-    error *= 2.0 * settings.value_coef / num_rows
+    slope = 2.0 * settings.value_coef / num_rows
     limit = settings.value_clip_range
-    if limit is not None:
-        step = values - old_values
-        clipped = np.clip(step, -limit, limit)
-        other = old_values + clipped - returns
-        other *= other
-        error[(clipped != step) & (other > square)] = 0.0
-        np.maximum(square, other, out=square)
+    if limit is None:
+        return float(np.dot(error, error)) / num_rows, slope * error
+    assert old_values is not None
+    square = error * error
+    error *= slope
+    step = values - old_values
+    clipped = np.clip(step, -limit, limit)
+    other = old_values + clipped - returns
+    other *= other
+    error[(clipped != step) & (other > square)] = 0.0
+    np.maximum(square, other, out=square)
     return _share(square, num_rows), error
 
 

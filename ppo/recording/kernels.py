@@ -157,16 +157,19 @@ def _argmax(result: Tensor, x: Tensor, axis: Any = None, keep: bool = False) -> 
     return [(x.numpy().argmax, (axis, result.numpy()))]
 
 
-def _sum(result: Tensor, x: Tensor, axes: Any, keep: bool = False) -> list[Step] | None:
-    if not _same_type(result, [x]) or not axes or x.ndim == 0:
+def _sum(result: Tensor, x: Tensor, axes: Any = (), keep: bool = False) -> list[Step] | None:
+    if not _same_type(result, [x]) or x.ndim == 0:
         return None
-    over = {axis % x.ndim for axis in axes}
-    if x.ndim == 2 and len(over) == 1 and 0 not in x.stride() and result.is_contiguous():
+    over = {axis % x.ndim for axis in axes or range(x.ndim)}
+    if x.ndim <= 2 and len(over) == 1 and 0 not in x.stride() and result.is_contiguous():
         # As a product with ones: for a few columns several times faster than a reduction.
-        rows, columns = x.shape
-        if over == {0}:
-            return _mm(result.view(1, columns), torch.ones(1, rows, dtype=x.dtype), x)
-        return _mm(result.view(rows, 1), x, torch.ones(columns, 1, dtype=x.dtype))
+        rows, columns = x.shape if x.ndim == 2 else (len(x), 1)
+        if over == {1}:
+            return _mm(result.view(rows, 1), x, torch.ones(columns, 1, dtype=x.dtype))
+        ones, matrix = torch.ones(1, rows, dtype=x.dtype), x.view(rows, columns)
+        if takes_one_thread(1, rows, columns):
+            return [_written_by(np.dot, *_arrays([result.view(columns), ones[0], matrix]))]
+        return _mm(result.view(1, columns), ones, matrix)
     reduce = functools.partial(np.add.reduce, axis=tuple(over), keepdims=keep)
     return [_written_by(reduce, result.numpy(), x.numpy())]
 
@@ -248,7 +251,11 @@ def _by_torch(function: Callable[..., Any]) -> Kernel:
 
 def _addmm(result: Tensor, bias: Tensor, x: Tensor, y: Tensor) -> list[Step] | None:
     if result.shape[1] > 8 and not _row_by_row(x, y):
-        return [_written_by(torch.addmm, result, bias, x, y)]
+        if not _same_type(result, [bias, x, y]):
+            return None
+        # NumPy spreads the bias over the rows faster than torch would.
+        copied = np.copyto, (result.numpy(), bias.numpy())
+        return [copied, _written_by(torch.addmm, result, result, x, y)]
     product = _mm(result, x, y)
     if product is None:
         return None
@@ -285,6 +292,7 @@ KERNELS: dict[Any, Kernel] = {
     _aten.argmax.default: _argmax,
     _aten.multinomial.default: _multinomial,
     _aten.sum.dim_IntList: _sum,
+    _aten.sum.default: _sum,
     _aten.mm.default: _mm,
     _aten.addmm.default: _addmm,
     _aten.gather.default: _by_torch(torch.gather),

@@ -496,8 +496,8 @@ DISTRIBUTIONS = [
     Mutant(
         "a density grows with its spread",
         "distributions/gaussian.py",
-        "0.5 * z * z + self.log_std",
-        "0.5 * z * z - self.log_std",
+        "- (self.log_std + _HALF_LOG_2PI)",
+        "+ (self.log_std + _HALF_LOG_2PI)",
         ("distributions",),
     ),
     Mutant(
@@ -510,7 +510,7 @@ DISTRIBUTIONS = [
     Mutant(
         "the entropy of a normal lacks its half",
         "distributions/gaussian.py",
-        "self.log_std + 0.5 + _HALF_LOG_2PI",
+        "self.log_std + (0.5 + _HALF_LOG_2PI)",
         "self.log_std + _HALF_LOG_2PI",
         ("distributions",),
     ),
@@ -1216,8 +1216,8 @@ LEARNER = [
     Mutant(
         "Adam does not count its steps",
         "learner/flat_adam.py",
-        "self._step_count.numpy()[...] += 1.0",
-        "pass",
+        "self._counter += 1.0\n        if",
+        "if",
         ("flat_adam",),
     ),
     Mutant(
@@ -1468,6 +1468,27 @@ MEMORY = [
         "if torch.is_grad_enabled():",
         "if False:",
         ("gru_layer",),
+    ),
+    Mutant(
+        "a recorded layer adds its product to what the last one left",
+        "recording/kernels.py",
+        "return [copied, _written_by(torch.addmm,",
+        "return [_written_by(torch.addmm,",
+        ("tape", "recorded"),
+    ),
+    Mutant(
+        "a recorded sum over everything is one over nothing",
+        "recording/kernels.py",
+        "axes or range(x.ndim)",
+        "axes",
+        ("tape",),
+    ),
+    Mutant(
+        "the loss of clipped values is that of unclipped ones",
+        "learner/numpy_loss.py",
+        "    if limit is None:\n        return float(np.dot",
+        "    if True:\n        return float(np.dot",
+        ("numpy_loss",),
     ),
     Mutant(
         "a result takes the place of what is read once more",
