@@ -133,7 +133,7 @@ def _parameter(module: nn.Module, name: str) -> Tensor:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    return np.array(tensor.detach().cpu().numpy(), dtype=np.float32, order="C")
+    return np.array(tensor.numpy(force=True), dtype=np.float32, order="C")
 
 
 def _require(plain: bool) -> None:
