@@ -1,7 +1,18 @@
-"""Setting entries to 0 in place."""
+"""What NumPy does with flags on the CPU in a fraction of torch's time."""
 
 import numpy as np
 from torch import Tensor
+
+
+def all_of(flags: Tensor) -> bool:
+    """Whether all of these flags are set.
+
+    Example:
+        >>> import torch
+        >>> all_of(torch.tensor([True, False]))
+        False
+    """
+    return bool(flags.numpy().all() if flags.is_cpu else flags.all())
 
 
 def zero_where_(x: Tensor, flags: Tensor) -> Tensor:
