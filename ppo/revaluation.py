@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ppo._masks import zero_where_
 from ppo._threads import threads
-from ppo.policies.protocol import Evaluator
+from ppo.policies.protocol import Evaluator, modules_in
 from ppo.rollout import Batch, Rollout
 from ppo.trees import leaves
 
@@ -33,7 +33,7 @@ def evaluate_rollout(policy: Any, rollout: Rollout) -> Rollout:
         policy: As in `Policy`.
         rollout: Its `log_probs`, `values` and `next_values` are not looked at.
     """
-    batch = rollout.flatten()
+    batch = rollout.questions()
     evaluate = Evaluator(policy, entropy=False)
     with threads(1 if torch.get_num_threads() > 1 and _is_small(policy, batch) else None):
         parts = [
@@ -85,8 +85,8 @@ def _next_values(policy: Any, rollout: Rollout, values: Tensor) -> Tensor:
     found = []
     batch = Batch(**fields)
     for part in batch.parts(_rows_at_once(batch)):
-        arguments = {name: tree for name, tree in part.fields.items() if name != "obs"}
-        found.append(policy.value(part.obs, **arguments))
+        arguments = part.fields
+        found.append(policy.value(arguments.pop("obs"), **arguments))
     final_values = _joined(found, rollout, "what value returned")
     num_envs = values.shape[1]
     next_values = torch.cat([values[1:], final_values[-num_envs:].unsqueeze(0)])
@@ -99,11 +99,10 @@ def _next_values(policy: Any, rollout: Rollout, values: Tensor) -> Tensor:
 
 def _is_small(policy: Any, batch: Batch) -> bool:
     """True where torch's threads would wait for one another more than they work."""
-    return (
-        isinstance(policy, nn.Module)
-        and all(p.device.type == "cpu" and p.numel() <= _SMALL for p in policy.parameters())
-        and len(batch) * _numbers_per_row(batch.obs) <= _FEW
-    )
+    if not isinstance(policy, nn.Module) or len(batch) * _numbers_per_row(batch.obs) > _FEW:
+        return False
+    found = (p for module in modules_in([policy]) for p in module._parameters.values())
+    return all(p is None or (p.is_cpu and p.numel() <= _SMALL) for p in found)
 
 
 def _joined(parts: list[Tensor], rollout: Rollout, what: str) -> Tensor:

@@ -344,15 +344,25 @@ class Rollout:
                     f"got {list(tensor.shape)}"
                 )
             fields[name] = tensor
+        return self._flat(fields)
+
+    def questions(self) -> Batch:
+        """What `policy.evaluate` is asked, in the rows of `flatten`: `obs, actions` and masks."""
+        fields = {"obs": self.obs, "actions": self.actions}
+        if self.action_masks is not None:
+            fields["action_masks"] = self.action_masks
+        return self._flat(fields)
+
+    def _flat(self, fields: dict[str, Any]) -> Batch:
         everything = self.order is None and all_of(self.valid)
 
         def select(tensor: Any) -> Any:
-            if self.order is not None:
-                return tensor.flatten(0, 1)[self.order]
-            return tensor.flatten(0, 1) if everything else tensor[self.valid]
+            if everything:
+                return tensor.flatten(0, 1)
+            return tensor[self.valid] if self.order is None else tensor.flatten(0, 1)[self.order]
 
         flat = {name: map_tree(select, tree) for name, tree in fields.items()}
-        return Batch(sequences=self.sequences, **flat)
+        return Batch._unchecked(flat, self.sequences)
 
     def unflatten(self, rows: Tensor) -> Tensor:
         """Put rows `[B]` in the order of `flatten` back into `[T, N]`; 0 elsewhere."""

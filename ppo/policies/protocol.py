@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -162,6 +162,15 @@ def freeze_exactly(policy: nn.Module, names: Collection[str]) -> None:
         raise ValueError(f"it freezes {unknown}, which the policy does not have")
     for name, parameter in parameters.items():
         parameter.requires_grad_(name not in names)
+
+
+def modules_in(parts: Iterable[nn.Module | None]) -> Iterator[nn.Module]:
+    """The parts and all that is in them, depth first; faster than `nn.Module.modules`."""
+    for part in parts:
+        if part is not None:
+            yield part
+            if part._modules:
+                yield from modules_in(part._modules.values())
 
 
 def policy_device(policy: object) -> torch.device:

@@ -2019,7 +2019,7 @@ IMAGE_ACTORS = [
     Mutant(
         "an actor does without the hooks of its policy",
         "policies/snapshot.py",
-        "any(map(_is_altered, _modules(parts)))",
+        "any(map(_is_altered, modules_in(parts)))",
         "False",
         ("snapshot",),
     ),
