@@ -215,7 +215,7 @@ class Choice(NamedTuple):
 
 @dataclasses.dataclass
 class MLPActor:
-    """Observation, hidden layers and a choice: the actor of a policy without memory."""
+    """Observation, hidden layers and a choice: the actor of a policy without memory; float32."""
 
     row_wise: ClassVar[bool] = True
 
