@@ -1,4 +1,4 @@
-"""Setting entries to 0 in place."""
+"""What NumPy does with flags on the CPU in a fraction of torch's time."""
 
 from typing import Any, TypeVar
 
@@ -7,6 +7,17 @@ import numpy.typing as npt
 from torch import Tensor
 
 ArrayT = TypeVar("ArrayT", Tensor, npt.NDArray[Any])
+
+
+def all_of(flags: Tensor) -> bool:
+    """Whether all of these flags are set.
+
+    Example:
+        >>> import torch
+        >>> all_of(torch.tensor([True, False]))
+        False
+    """
+    return bool(flags.numpy().all() if flags.is_cpu else flags.all())
 
 
 def zero_where_(x: ArrayT, flags: ArrayT) -> ArrayT:

@@ -14,11 +14,15 @@ import torch
 __all__ = ["threads"]
 
 
-@contextlib.contextmanager
-def threads(count: int | None) -> Iterator[None]:
+def threads(count: int | None) -> contextlib.AbstractContextManager[None]:
     """Let torch use this many threads in this block; None leaves it as it is."""
+    return contextlib.nullcontext() if count is None else _exactly(count)
+
+
+@contextlib.contextmanager
+def _exactly(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

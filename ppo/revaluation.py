@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppo._masks import zero_where_
 from ppo._threads import threads
-from ppo.policies.protocol import Evaluator
+from ppo.policies.protocol import Evaluator, modules_in
 from ppo.rollout import Batch, Rollout
 from ppo.trees import leaves
 
@@ -22,19 +23,18 @@ _SMALL = 2**16  # numbers of a parameter
 _FEW = 2**18  # numbers of all observations
 
 
-@torch.no_grad()
 def evaluate_rollout(policy: Any, rollout: Rollout) -> Rollout:
     """Return the rollout with the policy's log-probabilities, values and values of successors.
 
     In parts, and by the code path that learning uses: the first ratio of a rollout is 1 for
-    whoever evaluates it again.
+    whoever evaluates it again. To be called without gradients.
 
     Args:
         policy: As in `Policy`.
         rollout: Its `log_probs`, `values` and `next_values` are not looked at.
     """
-    batch = rollout.flatten()
-    evaluate = Evaluator(policy)
+    batch = rollout.questions()
+    evaluate = Evaluator(policy, entropy=False)
     with threads(1 if torch.get_num_threads() > 1 and _is_small(policy, batch) else None):
         parts = [
             evaluate(part.obs, part.actions, part.context)
@@ -47,6 +47,7 @@ def evaluate_rollout(policy: Any, rollout: Rollout) -> Rollout:
     return dataclasses.replace(rollout, log_probs=log_probs, values=values, next_values=next_values)
 
 
+@torch.no_grad()
 def revalue(policy: Any, rollout: Rollout) -> Rollout:
     """Return the rollout with values of the policy as it is now; log-probabilities stay.
 
@@ -84,24 +85,24 @@ def _next_values(policy: Any, rollout: Rollout, values: Tensor) -> Tensor:
     found = []
     batch = Batch(**fields)
     for part in batch.parts(_rows_at_once(batch)):
-        arguments = {name: tree for name, tree in part.fields.items() if name != "obs"}
-        found.append(policy.value(part.obs, **arguments))
+        arguments = part.fields
+        found.append(policy.value(arguments.pop("obs"), **arguments))
     final_values = _joined(found, rollout, "what value returned")
     num_envs = values.shape[1]
     next_values = torch.cat([values[1:], final_values[-num_envs:].unsqueeze(0)])
-    next_values.masked_fill_(rollout.terminated, 0.0)
-    truncated = slice(len(final_values) - num_envs)
-    next_values[finals.steps[truncated], finals.env_indices[truncated]] = final_values[truncated]
+    zero_where_(next_values, rollout.terminated)
+    if len(final_values) > num_envs:
+        cut = slice(len(final_values) - num_envs)
+        next_values[finals.steps[cut], finals.env_indices[cut]] = final_values[cut]
     return next_values
 
 
 def _is_small(policy: Any, batch: Batch) -> bool:
     """True where torch's threads would wait for one another more than they work."""
-    return (
-        isinstance(policy, nn.Module)
-        and all(p.device.type == "cpu" and p.numel() <= _SMALL for p in policy.parameters())
-        and len(batch) * _numbers_per_row(batch.obs) <= _FEW
-    )
+    if not isinstance(policy, nn.Module) or len(batch) * _numbers_per_row(batch.obs) > _FEW:
+        return False
+    found = (p for module in modules_in([policy]) for p in module._parameters.values())
+    return all(p is None or (p.is_cpu and p.numel() <= _SMALL) for p in found)
 
 
 def _joined(parts: list[Tensor], rollout: Rollout, what: str) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppo._masks import all_of
 from ppo.errors import NonFiniteError
 from ppo.frames import to_tensor
 from ppo.sequences import Sequences
@@ -82,7 +83,7 @@ class Batch:
     sequences: Sequences | None = None
 
     def __init__(self, *, sequences: Sequences | None = None, **fields: Any) -> None:
-        sizes = {name: len(leaf) for name, tree in fields.items() for leaf in leaves(tree)}
+        sizes = {name: leaf.shape[0] for name, tree in fields.items() for leaf in leaves(tree)}
         if not sizes or len(set(sizes.values())) != 1:
             raise ValueError(f"all fields of a Batch need one common first axis, got {sizes}")
         self.__dict__ = fields
@@ -101,7 +102,8 @@ class Batch:
         raise AttributeError(f"this Batch has no field {name!r}; it has {sorted(self.fields)}")
 
     def __len__(self) -> int:
-        return len(leaves(next(iter(self.fields.values())))[0])
+        first = next(iter(self.__dict__.values()))  # `sequences` are the last, if any
+        return int(leaves(first)[0].shape[0])
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -160,8 +162,7 @@ class Batch:
         if minibatch_size < 1:
             raise ValueError(f"minibatch_size must be at least 1, got {minibatch_size}")
         if 0 < len(self) <= minibatch_size:
-            fields = {name: map_tree(to_tensor, tree) for name, tree in self.fields.items()}
-            yield Batch._unchecked(fields, self.sequences)  # one minibatch needs no order
+            yield self._of_tensors()  # one minibatch needs no order
         elif len(self):
             yield from self._dealt(*self._shuffled(minibatch_size, generator))
 
@@ -181,17 +182,22 @@ class Batch:
         return self._deal(chosen, -(-len(self) // minibatch_size))
 
     def parts(self, size: int) -> Iterator[Batch]:
-        """Yield the rows in order, in parts of about `size` rows."""
+        """Yield the rows in order, in parts of about `size` rows, of tensors."""
         rows = len(self)
-        if rows == 0:
-            return
-        if self.sequences is not None and rows > size:
+        if 0 < rows <= size:
+            yield self._of_tensors()
+        elif self.sequences is not None and rows:
             yield from self._dealt(*self._deal(torch.arange(len(self.sequences)), -(-rows // size)))
-            return
-        fields = self.fields
-        pieces = [_pieces(tree, None, size) for tree in fields.values()]
-        for values in zip(*pieces, strict=True):
-            yield Batch._unchecked(dict(zip(fields, values, strict=True)), self.sequences)
+        elif rows:
+            fields = self.fields
+            pieces = [_pieces(tree, None, size) for tree in fields.values()]
+            for values in zip(*pieces, strict=True):
+                yield Batch._unchecked(dict(zip(fields, values, strict=True)), None)
+
+    def _of_tensors(self) -> Batch:
+        """All rows, with stacked frames as tensors."""
+        fields = {name: map_tree(to_tensor, tree) for name, tree in self.fields.items()}
+        return Batch._unchecked(fields, self.sequences)
 
     def _deal(
         self, chosen: Tensor, count: int
@@ -339,15 +345,25 @@ class Rollout:
                     f"got {list(tensor.shape)}"
                 )
             fields[name] = tensor
-        everything = self.order is None and bool(self.valid.all())
+        return self._flat(fields)
+
+    def questions(self) -> Batch:
+        """What `policy.evaluate` is asked, in the rows of `flatten`: `obs, actions` and masks."""
+        fields = {"obs": self.obs, "actions": self.actions}
+        if self.action_masks is not None:
+            fields["action_masks"] = self.action_masks
+        return self._flat(fields)
+
+    def _flat(self, fields: dict[str, Any]) -> Batch:
+        everything = self.order is None and all_of(self.valid)
 
         def select(tensor: Any) -> Any:
-            if self.order is not None:
-                return tensor.flatten(0, 1)[self.order]
-            return tensor.flatten(0, 1) if everything else tensor[self.valid]
+            if everything:
+                return tensor.flatten(0, 1)
+            return tensor[self.valid] if self.order is None else tensor.flatten(0, 1)[self.order]
 
         flat = {name: map_tree(select, tree) for name, tree in fields.items()}
-        return Batch(sequences=self.sequences, **flat)
+        return Batch._unchecked(flat, self.sequences)
 
     def unflatten(self, rows: Tensor) -> Tensor:
         """Put rows `[B]` in the order of `flatten` back into `[T, N]`; 0 elsewhere."""

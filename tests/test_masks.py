@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import law, seeds
 
-from ppo._masks import zero_where_
+from ppo._masks import all_of, zero_where_
 
 
 @law
@@ -26,6 +26,16 @@ def test_entries_become_0_where_flagged_and_stay_elsewhere(seed, dtype, transpos
 def test_what_was_flagged_leaves_no_trace(rubbish):
     x = torch.full((2, 3), rubbish)
     assert torch.equal(zero_where_(x, torch.ones(2, 3, dtype=torch.bool)), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (0, 3)])
+def test_flags_are_all_set_unless_one_is_not(shape):
+    flags = torch.ones(shape, dtype=torch.bool)
+    assert all_of(flags) is True
+    for flag in flags.view(-1):
+        flag.logical_not_()
+        assert all_of(flags.T) is False
+        flag.logical_not_()
 
 
 def test_a_tensor_off_the_host_is_never_read():

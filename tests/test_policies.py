@@ -445,6 +445,10 @@ def test_evaluate_says_what_the_distribution_and_the_value_say(action_space, sha
     assert torch.equal(values, policy.value(obs))
     assert log_probs.requires_grad
     assert values.requires_grad
+    spared = policy.evaluate(obs, actions, entropy=False)
+    assert torch.equal(spared.log_probs, log_probs)
+    assert torch.equal(spared.values, values)
+    assert len(spared.entropy) == 0
 
 
 @ACTIONS

@@ -10,6 +10,7 @@ from torch import nn
 
 from ppo import PolicyConfig, RolloutCollector, make_policy, revaluation, revalue
 from ppo._threads import threads
+from ppo.distributions import Categorical
 
 
 class Watching(nn.Module):
@@ -47,6 +48,14 @@ def test_many_rows_are_evaluated_by_several_threads(monkeypatch):
     with threads(3), RolloutCollector("CartPole-v1", num_envs=2, seed=0) as collector:
         collector.collect(policy, 4)
     assert policy.seen == {3}
+
+
+def test_entropies_of_a_rollout_are_not_computed(monkeypatch):
+    monkeypatch.setattr(Categorical, "entropy", None)
+    with RolloutCollector("CartPole-v1", num_envs=2, seed=0) as collector:
+        policy = make_policy(collector.observation_space, collector.action_space)
+        rollout = collector.collect(policy, 4)
+        revalue(policy, rollout)
 
 
 class Counting(Watching):

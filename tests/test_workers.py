@@ -1,6 +1,5 @@
 """Collecting in worker processes: the same numbers, and an end to every fault."""
 
-import functools
 import multiprocessing
 import os
 import subprocess
@@ -22,7 +21,7 @@ from known_policies import (
     SnapshotCountPolicy,
     SnapshotMemoryCountPolicy,
 )
-from processes import run_script, wait_until
+from processes import run_script
 
 from ppo.collector import RolloutCollector, buffers, pool, processes, worker
 from ppo.collector.signals import STEP
@@ -177,28 +176,31 @@ def test_objects_in_a_file_are_found_again_by_their_spans(part, monkeypatch):
 
 
 def test_whoever_ran_where_the_parent_runs_is_woken_last(monkeypatch):
-    places = {"thread-self": 1, 11: 1, 12: 0, 13: None}
-    monkeypatch.setattr(processes, "_last_processor", places.get)
-    workers = [SimpleNamespace(process=SimpleNamespace(pid=pid)) for pid in (11, 12, 13)]
-    assert [one.process.pid for one in processes.waking_order(workers)] == [12, 13, 11]
-    places["thread-self"] = 2
+    monkeypatch.setattr(processes, "this_processor", lambda: 1)
+    workers = [SimpleNamespace(processor=processor) for processor in (1, 0, None)]
+    assert [one.processor for one in processes.waking_order(workers)] == [0, None, 1]
+    monkeypatch.setattr(processes, "this_processor", lambda: 2)
     assert processes.waking_order(workers) == workers
 
 
-def ran_on(pid, processor):
-    return processes._last_processor(pid) == processor
+def test_where_a_thread_runs_is_known():
+    allowed = os.sched_getaffinity(0)
+    try:
+        for processor in allowed:
+            os.sched_setaffinity(0, {processor})
+            assert worker.this_processor() == processor
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
-def test_where_a_process_ran_is_known():
-    napping = "import time\nwhile True: time.sleep(0.01)"
-    with subprocess.Popen([sys.executable, "-c", napping]) as process:
-        try:
-            for processor in os.sched_getaffinity(0):
-                os.sched_setaffinity(process.pid, {processor})
-                assert wait_until(functools.partial(ran_on, process.pid, processor))
-        finally:
-            process.kill()
-    assert processes._last_processor(process.pid) is None
+def test_workers_tell_where_they_ran():
+    with RolloutCollector(CountingEnv, num_envs=2, num_workers=2, seed=0) as collector:
+        policy = make_policy(collector.observation_space, collector.action_space)
+        for processor in os.sched_getaffinity(0):
+            for one in collector._backend._workers:
+                os.sched_setaffinity(one.process.pid, {processor})
+            collector.collect(policy, 2)
+            assert [one.processor for one in collector._backend._workers] == [processor] * 2
 
 
 class SlowEnv(CountingEnv):

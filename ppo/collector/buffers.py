@@ -74,7 +74,7 @@ class Layout:
 
     def fits(self, other: Layout) -> bool:
         """True if the arrays differ in the number of steps at most."""
-        return dataclasses.replace(self, num_steps=other.num_steps) == other
+        return self == other or dataclasses.replace(self, num_steps=other.num_steps) == other
 
     def num_bytes(self) -> int:
         """Size of the block of memory that holds all arrays."""

@@ -243,8 +243,8 @@ class WorkerPool:
 
     def _send_all(self, *message: Any) -> None:
         self._command = message
-        ready = connection.wait([one.sentinel for one in self._workers], 0.0)
-        self._died_idle = {w for w, one in enumerate(self._workers) if one.sentinel in ready}
+        codes = [one.process.exitcode for one in self._workers]
+        self._died_idle = {worker for worker, code in enumerate(codes) if code is not None}
         pickled = reduction.ForkingPickler.dumps(message)  # once for all
         for one in waking_order(self._workers):
             with contextlib.suppress(OSError):  # who is dead is met when an answer is awaited
@@ -288,8 +288,9 @@ class WorkerPool:
 
     def _receive(self, worker: int) -> Any:
         """The answer that a worker has sent, or is about to send."""
+        one = self._workers[worker]
         try:
-            status, result = self._workers[worker].conn.recv()
+            status, result, one.processor = one.conn.recv()
         except (EOFError, OSError):
             raise _LostError(worker, self._death(worker)) from None
         if status == "error":

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ppo.collector.buffers import anonymous_file
-from ppo.collector.worker import SHOW_STACK, worker_main
+from ppo.collector.worker import SHOW_STACK, this_processor, worker_main
 
 __all__ = [
     "StartMethod",
@@ -86,6 +86,9 @@ class WorkerProcess:
         first: Index of its first column.
         spin: Seconds to poll for the next step before sleeping.
         max_restarts: How many times an environment that raised is made anew.
+
+    Attributes:
+        processor: Where it ran when it answered last, and sleeps since; None where nobody knows.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class WorkerProcess:
         spin: float,
         max_restarts: int,
     ) -> None:
+        self.processor: int | None = None
         self.conn, self._theirs = context.Pipe()
         conns = [self.conn, *(one.conn for one in siblings if not one.conn.closed)]
         self.process: BaseProcess = context.Process(
@@ -218,24 +222,14 @@ def _without_main() -> Iterator[None]:
 
 
 def waking_order(workers: Sequence[WorkerProcess]) -> list[WorkerProcess]:
-    """Workers in the order in which to wake them: last whoever ran where this process runs now.
+    """Workers in the order in which to wake them: last whoever answered where this one runs now.
 
     Linux moves the first one to an idle processor and leaves the second one on its own. If the
     first one gets that, the second waits behind it for milliseconds, with this process's processor
     idle; the other way round it waits until this process sleeps.
     """
-    here = _last_processor("thread-self")
-    return sorted(workers, key=lambda one: _last_processor(one.process.pid) == here)
-
-
-def _last_processor(pid: int | str | None) -> int | None:
-    """Where a process runs or ran, or None where the system does not say."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            # The name of the program may hold anything; see proc(5).
-            return int(stat.read().rpartition(b")")[2].split()[36])
-    except OSError:
-        return None
+    here = this_processor()
+    return sorted(workers, key=lambda one: one.processor == here)
 
 
 def end_workers(

@@ -102,14 +102,13 @@ class RawRollout:
         stacked = calls.frame_stack > 1
         frames = FrameIndex(self.age, ended, calls.frame_stack) if stacked else None
         rewards = rows(buffers.rewards)
-        unknown = torch.zeros_like(rewards)
         rollout = Rollout(
             obs=rows(buffers.obs) if frames is None else frames.stacks(buffers.frames, copied),
             actions=rows(buffers.actions),
-            log_probs=unknown,
-            values=unknown,
+            log_probs=rewards,  # of that shape; what they are is found out below
+            values=rewards,
             rewards=rewards,
-            next_values=unknown,
+            next_values=rewards,
             terminated=rows(buffers.terminated),
             truncated=rows(buffers.truncated),
             valid=rows(buffers.valid),
@@ -139,12 +138,12 @@ class RawRollout:
         def join(last_rows: np.ndarray, *rows: np.ndarray) -> Tensor:
             return torch.from_numpy(np.concatenate([*(row[None] for row in rows), last_rows]))
 
-        columns = range(len(self.age))
-        steps = [*(final.step for final in finals), *(self.num_steps - 1 for _ in columns)]
-        env_indices = [*(final.env_index for final in finals), *columns]
+        num_envs = len(self.age)
+        steps = [final.step for final in finals] + [self.num_steps - 1] * num_envs
+        env_indices = [*(final.env_index for final in finals), *range(num_envs)]
         obs = map_tree(join, last, *single)
-        places = torch.from_numpy(np.array([steps, env_indices]))
-        return Finals(obs, places[0], places[1], memory)
+        rows, columns = (torch.from_numpy(np.array(places)) for places in (steps, env_indices))
+        return Finals(obs, rows, columns, memory)
 
     def _sequences(self, ended: np.ndarray, longest: int | None) -> dict[str, Any]:
         """For a policy with memory: which rows belong together, and what it remembered then."""

@@ -90,15 +90,14 @@ class ActionLog:
             ended: Where episodes ended, bool `[T, N]`.
         """
         num_steps = len(ended)
-        # The row behind the last end of each column.
-        over: np.ndarray = ended.any(axis=0)  # type: ignore[assignment]
-        last = num_steps - np.argmax(ended[::-1], axis=0)
-        start = np.where(over, last, 0).tolist()
-        for index, (parts, begun) in enumerate(zip(self._parts, over.tolist(), strict=True)):
-            if begun:
+        steps, columns = np.nonzero(ended)
+        behind = dict(zip(columns.tolist(), (steps + 1).tolist(), strict=True))  # the last ends
+        for index, parts in enumerate(self._parts):
+            start = behind.get(index, 0)
+            if start:
                 parts.clear()
-            if start[index] < num_steps:
-                parts.append(_rows(actions, start[index], num_steps, index))
+            if start < num_steps:
+                parts.append(_rows(actions, start, num_steps, index))
 
     def of_all(self) -> tuple[Any, ...]:
         """Actions of every column, trees of `[L, ...]`; None for an episode without any."""

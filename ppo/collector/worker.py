@@ -4,7 +4,8 @@ First come the handles of a file for stacks and of one for large objects, then p
 `("attach", layout)` followed by a file handle, `("reset", row)`, `("bookmarks",)`, `("restore",
 places, squash)`, `("run", first_step, num_steps, actor)`, `("steps", first_step, num_steps)`,
 `("close",)`. Places and actor are spans of that file; see `read_object`.
-Each is answered by `("ok", result)` or `("error", exception)`. During `steps` the parent acts:
+Each is answered by `("ok", result, processor)`, with the processor it runs on, or by `("error",
+exception, None)`. During `steps` the parent acts:
 single bytes go to and fro, one pair per step, and only the end of the rollout is answered.
 
 A worker leads a process group of its own, in which all is that its environments start; whatever
@@ -23,7 +24,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import connection, parent_process, reduction
 from typing import Any
 
@@ -37,12 +38,18 @@ from ppo.collector.making import open_env_columns
 from ppo.collector.signals import FAULT, STEP, STEPPED, Patience, receive_byte
 from ppo.errors import PPOError, WorkerError
 
-__all__ = ["SHOW_STACK", "worker_main"]
+__all__ = ["SHOW_STACK", "this_processor", "worker_main"]
 
 SHOW_STACK = signal.SIGUSR2
 """On this signal a worker writes the stacks of its threads to its file, whatever it is doing."""
 
 _PR_SET_PDEATHSIG = 1
+_getcpu: Callable[[], int] | None = getattr(ctypes.CDLL(None), "sched_getcpu", None)
+
+
+def this_processor() -> int | None:
+    """The one this thread runs on; None where the system does not say."""
+    return None if _getcpu is None else _getcpu()
 
 
 def worker_main(
@@ -93,7 +100,8 @@ def worker_main(
             factories = cloudpickle.loads(payload)
             columns = open_env_columns(factories, seeds, first, max_restarts=max_restarts)
             spaces = columns.observation_space, columns.action_space
-            conn.send(("ok", (*spaces, columns.num_envs // len(factories))))
+            agents = columns.num_envs // len(factories)
+            conn.send(("ok", (*spaces, agents), this_processor()))
             while True:
                 command, *arguments = conn.recv()
                 result: Any = None
@@ -123,13 +131,14 @@ def worker_main(
                         os.kill(guard, signal.SIGKILL)
                         os.waitpid(guard, 0)
                     break
-                conn.send(("ok", result))
+                conn.send(("ok", result, this_processor()))
         except (PPOError, TypeError) as error:
-            conn.send(("error", error))
+            conn.send(("error", error, None))
         except (EOFError, OSError):
             raise
         except Exception:
-            conn.send(("error", WorkerError(f"a worker failed:\n\n{traceback.format_exc()}")))
+            failure = WorkerError(f"a worker failed:\n\n{traceback.format_exc()}")
+            conn.send(("error", failure, None))
         finally:
             if columns is not None:
                 columns.close()

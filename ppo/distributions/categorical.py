@@ -12,6 +12,7 @@ __all__ = ["Categorical"]
 
 # The lowest log-probability, also of what a mask forbids: sums of many stay finite.
 _NEVER = -1e30
+_TINY = np.finfo(np.float32).tiny
 
 
 class Categorical:
@@ -62,7 +63,7 @@ class Categorical:
     def draw_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """Standard Gumbel noise, float32, of the given shape (`[..., n]`)."""
         exponential = rng.standard_exponential(shape, dtype=np.float32)
-        return -np.log(np.maximum(exponential, np.finfo(np.float32).tiny))
+        return -np.log(np.maximum(exponential, _TINY))
 
     def sample(self, noise: Tensor) -> Tensor:
         """Classes `[B]` (int64) for Gumbel noise `[B, n]`."""

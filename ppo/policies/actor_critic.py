@@ -213,6 +213,7 @@ class ActorCritic(nn.Module):
         *,
         action_masks: Tensor | None = None,
         sequences: Sequences | None = None,
+        entropy: bool = True,
     ) -> Evaluation:
         """Log-probabilities, entropies and values `[B]` of given observations and actions.
 
@@ -221,6 +222,7 @@ class ActorCritic(nn.Module):
             actions: Raw actions `[B, ...]`, as returned by `act`.
             action_masks: Legal actions `[B, M]`; None: all, or as the observation says.
             sequences: With a memory: which rows follow one another; None: each begins an episode.
+            entropy: False where entropies are not needed: there are none then, `[0]`.
         """
         normalized = self._features(obs)
         actor = self.actor_body(normalized)
@@ -236,11 +238,9 @@ class ActorCritic(nn.Module):
                 critic = self.critic_memory.replay(critic, Sequences(lengths, states[1]))
         distribution: Distribution = self.action_head(actor, self._mask(obs, action_masks))
         flat = map_tree(_flat, sub_spaces(self.action_space), actions)
-        return Evaluation(
-            distribution.log_prob(flat),
-            distribution.entropy(),
-            self.value_head(critic).squeeze(-1),
-        )
+        log_probs, values = distribution.log_prob(flat), self.value_head(critic).squeeze(-1)
+        entropies = distribution.entropy() if entropy else values.new_empty(0)
+        return Evaluation(log_probs, entropies, values)
 
     def value(self, obs: Any, *, state: Tensor | None = None) -> Tensor:
         """State values `[B]` of observations `[B, ...]`, with the memory `[B, K]` before them."""

@@ -13,6 +13,7 @@ of a row does not depend on how many others there are.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -214,7 +215,7 @@ class Choice(NamedTuple):
 
 @dataclasses.dataclass
 class MLPActor:
-    """Observation, hidden layers and a choice: the actor of a policy without memory."""
+    """Observation, hidden layers and a choice: the actor of a policy without memory; float32."""
 
     row_wise: ClassVar[bool] = True
 
@@ -224,8 +225,16 @@ class MLPActor:
     choice: Choice
     _rooms: dict[int, tuple[Any, ...]] = dataclasses.field(default_factory=dict, repr=False)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_rooms": {}}
+    def __reduce__(self) -> tuple[Any, ...]:
+        # All numbers in one piece: it takes pickle longer to find out how to treat an array than to
+        # copy it.
+        (shift, scale, *bounds), choice = self.normalization, self.choice
+        layers = [*self.hidden.layers, *self.output.layers]
+        arrays = [shift, scale, choice.std, *itertools.chain(*layers)]
+        numbers = b"".join([b"" if array is None else array.tobytes() for array in arrays])
+        shapes = [None if array is None else array.shape for array in arrays]
+        rest = bounds, self.hidden.activation, choice.action_shape
+        return _mlp_actor, (numbers, shapes, *rest)
 
     def __call__(self, obs: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """Raw actions `[G, ...]` for observations `[G, ...]` and noise `[G, k]`."""
@@ -236,6 +245,33 @@ class MLPActor:
         normalize, hidden, output, choose = self._rooms[rows]
         actions: np.ndarray = choose(output(hidden(normalize(obs))), noise)
         return actions
+
+
+def _mlp_actor(
+    numbers: bytes,
+    shapes: list[Any],
+    bounds: tuple[float, int],
+    activation: Any,
+    action_shape: tuple[int, ...],
+) -> MLPActor:
+    """What was pickled."""
+    arrays: list[Any] = []
+    end = 0
+    for shape in shapes:
+        if shape is None:
+            arrays.append(None)
+            continue
+        array = np.ndarray(shape, np.float32, numbers, end)
+        arrays.append(array.copy())  # so that it is aligned, and products are the same bit for bit
+        end += array.nbytes
+    shift, scale, std, *layers = arrays
+    *hidden, output = zip(layers[::2], layers[1::2], strict=True)
+    return MLPActor(
+        Normalization(shift, scale, *bounds),
+        Layers(hidden, activation),
+        Layers([output]),
+        Choice(std, action_shape),
+    )
 
 
 @dataclasses.dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -47,6 +47,8 @@ class Policy(Protocol):
       is clipped on its own.
     - `act(..., action_mask=)` and `evaluate(..., action_masks=)`: bool `[B, M]`, which actions are
       legal (see `ppo.spaces.ActionMasks`); given where the environments say so.
+    - `evaluate(..., entropy=)`: False where nobody looks at the entropies, which may be anything
+      then. So a rollout is evaluated, and for some distributions they are most of the work.
     - `state_size`: numbers `K` in its memory. It is then called as `act(..., state=)` with the
       memory `[B, K]`, zeros at the beginning of an episode, and returns `(actions, state)`; as
       `evaluate(..., sequences=)` with rows in order (see `ppo.sequences.Sequences`); and as
@@ -125,14 +127,17 @@ class Evaluator:
     Args:
         policy: As in `Policy`. Masks are kept from one whose `evaluate` has no `action_masks`: it
             looks for them in the observation.
+        entropy: False where the entropies are not needed.
     """
 
-    def __init__(self, policy: Any) -> None:
+    def __init__(self, policy: Any, *, entropy: bool = True) -> None:
         self._policy = policy
         self._takes_masks = takes(policy.evaluate, "action_masks")
+        spared = not entropy and takes(policy.evaluate, "entropy")
+        self._fixed = {"entropy": False} if spared else {}
 
     def __call__(self, obs: Any, actions: Any, context: Mapping[str, Any]) -> Evaluation:
-        """Log-probabilities, entropies and values `[B]`.
+        """Log-probabilities, entropies (if they are needed) and values `[B]`.
 
         Args:
             obs: Observations `[B, ...]`.
@@ -141,7 +146,7 @@ class Evaluator:
         """
         if not self._takes_masks:
             context = {name: value for name, value in context.items() if name != "action_masks"}
-        return Evaluation(*self._policy.evaluate(obs, actions, **context))
+        return Evaluation(*self._policy.evaluate(obs, actions, **context, **self._fixed))
 
 
 def frozen_parameters(policy: nn.Module) -> list[str]:
@@ -157,6 +162,15 @@ def freeze_exactly(policy: nn.Module, names: Collection[str]) -> None:
         raise ValueError(f"it freezes {unknown}, which the policy does not have")
     for name, parameter in parameters.items():
         parameter.requires_grad_(name not in names)
+
+
+def modules_in(parts: Iterable[nn.Module | None]) -> Iterator[nn.Module]:
+    """The parts and all that is in them, depth first; faster than `nn.Module.modules`."""
+    for part in parts:
+        if part is not None:
+            yield part
+            if part._modules:
+                yield from modules_in(part._modules.values())
 
 
 def policy_device(policy: object) -> torch.device:

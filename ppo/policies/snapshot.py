@@ -7,7 +7,7 @@ batched pass at the end of the rollout, by the code path the update uses, so the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -32,7 +32,7 @@ from ppo.policies.numpy_actor import (
     Normalization,
 )
 from ppo.policies.options import PolicyConfig
-from ppo.policies.protocol import Actor, RecurrentActor
+from ppo.policies.protocol import Actor, RecurrentActor, modules_in
 
 __all__ = ["acts_in_workers", "snapshot"]
 
@@ -86,7 +86,7 @@ def snapshot(
     """
     try:
         parts = [normalizer, head, *itertools.chain(*bodies)]
-        _require(not (_has_any_global_hook() or any(map(_is_altered, _modules(parts)))))
+        _require(not (_has_any_global_hook() or any(map(_is_altered, modules_in(parts)))))
         output, choice = Layers([_head_layer(head)]), Choice(_std(head), action_shape)
         encoder, body = _image_encoder(bodies)
         if encoder is not None:
@@ -103,15 +103,6 @@ def snapshot(
         return MemoryActor(normalization, _abreast(hidden), memory, output, choice)
     except _NotPlainError:
         return None
-
-
-def _modules(parts: Sequence[nn.Module | None]) -> Iterator[nn.Module]:
-    """The parts and all that is in them, depth first; faster than `nn.Module.modules`."""
-    for part in parts:
-        if part is not None:
-            yield part
-            if part._modules:
-                yield from _modules([*part._modules.values()])
 
 
 def _is_altered(module: nn.Module) -> bool:
@@ -133,7 +124,7 @@ def _parameter(module: nn.Module, name: str) -> Tensor:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    return np.array(tensor.detach().cpu().numpy(), dtype=np.float32, order="C")
+    return np.array(tensor.numpy(force=True), dtype=np.float32, order="C")
 
 
 def _require(plain: bool) -> None:

@@ -688,10 +688,24 @@ COLLECTOR = [
         ("workers",),
     ),
     Mutant(
+        "entropies of a rollout are computed and thrown away",
+        "revaluation.py",
+        "Evaluator(policy, entropy=False)",
+        "Evaluator(policy)",
+        ("revaluation",),
+    ),
+    Mutant(
+        "an actor takes its standard deviation for its scale once it was sent",
+        "policies/numpy_actor.py",
+        "shift, scale, std, *layers = arrays",
+        "shift, std, scale, *layers = arrays",
+        ("snapshot",),
+    ),
+    Mutant(
         "a worker is woken first where the parent runs",
         "collector/processes.py",
-        "_last_processor(one.process.pid) == here",
-        "_last_processor(one.process.pid) != here",
+        "one.processor == here",
+        "one.processor != here",
         ("workers",),
     ),
     Mutant(
@@ -732,14 +746,14 @@ COLLECTOR = [
     Mutant(
         "a truncated step bootstraps from the observation after the reset",
         "revaluation.py",
-        "next_values[finals.steps[truncated], finals.env_indices[truncated]] =",
+        "next_values[finals.steps[cut], finals.env_indices[cut]] =",
         "_ =",
         ("collector",),
     ),
     Mutant(
         "a terminated step keeps a value of its successor",
         "revaluation.py",
-        "next_values.masked_fill_(rollout.terminated, 0.0)",
+        "zero_where_(next_values, rollout.terminated)",
         "pass",
         ("collector",),
     ),
@@ -851,7 +865,7 @@ COLLECTOR = [
     Mutant(
         "rows that are no transition are learned from",
         "rollout.py",
-        " and bool(self.valid.all())",
+        " and all_of(self.valid)",
         "",
         ("rollout",),
     ),
@@ -2110,7 +2124,7 @@ IMAGE_ACTORS = [
     Mutant(
         "an actor does without the hooks of its policy",
         "policies/snapshot.py",
-        "any(map(_is_altered, _modules(parts)))",
+        "any(map(_is_altered, modules_in(parts)))",
         "False",
         ("snapshot",),
     ),
