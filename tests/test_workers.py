@@ -310,6 +310,74 @@ def test_code_without_a_file_can_start_workers():
     assert (code, out, err) == (0, "the script runs\n2 1\n", "")
 
 
+OF_A_SCRIPT = """
+import pickle, sys
+import gymnasium
+import numpy as np
+from ppo import RolloutCollector, make_policy
+
+class Note:
+    pass
+
+class Pickling(gymnasium.Wrapper):
+    def step(self, action):
+        pickle.loads(pickle.dumps(Note()))
+        return self.env.step(action)
+
+def make():
+    return Pickling(gymnasium.make("CartPole-v1"))
+
+def rollouts(num_workers):
+    with RolloutCollector(make, num_envs=3, num_workers=num_workers, seed=0) as collector:
+        policy = make_policy(collector.observation_space, collector.action_space, seed=0)
+        own = policy.snapshot()
+
+        class Actor:
+            row_wise = True
+
+            def __call__(self, obs, noise):
+                return own(obs, noise)
+
+        policy.snapshot = Actor
+        return collector.collect(policy, 20)
+
+alone, shared = rollouts(0), rollouts(2)
+print(bool((alone.obs == shared.obs).all()), bool((alone.actions == shared.actions).all()))
+"""
+
+
+def test_environments_and_actors_of_a_script_know_its_classes_in_a_fork(tmp_path):
+    assert run_script(tmp_path / "script.py", OF_A_SCRIPT) == (0, "True True\n", "")
+
+
+ACTOR_OF_A_SCRIPT = """
+import sys
+from ppo import RolloutCollector, make_policy
+
+class Actor:
+    def __init__(self, actor):
+        self.actor = actor
+
+    def __call__(self, obs, noise):
+        return self.actor(obs, noise)
+
+def rollout(num_workers):
+    with RolloutCollector(
+        "CartPole-v1", num_envs=3, num_workers=num_workers, seed=0, start_method="spawn"
+    ) as collector:
+        policy = make_policy(collector.observation_space, collector.action_space, seed=0)
+        own = Actor(policy.snapshot())
+        policy.snapshot = lambda: own
+        return collector.collect(policy, 20)
+
+print(bool((rollout(0).obs == rollout(2).obs).all()))
+"""
+
+
+def test_an_actor_of_a_script_is_known_to_spawned_workers(tmp_path):
+    assert run_script(tmp_path / "script.py", ACTOR_OF_A_SCRIPT) == (0, "True\n", "")
+
+
 def test_a_collector_may_live_in_a_thread(nothing_left):
     results = []
 

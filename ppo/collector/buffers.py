@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from multiprocessing import reduction
 from typing import Any
 
+import cloudpickle
 import numpy as np
 
 from ppo.spaces import Leaf
@@ -196,12 +197,21 @@ def write_objects(fd: int, objects: Iterable[Any]) -> list[tuple[int, int]]:
     """
     spans, end = [], 0
     for one in objects:
-        # By the protocol that does not copy arrays in between.
-        start, pickled = end, reduction.ForkingPickler.dumps(one, 5)
+        start, pickled = end, _pickled(one)
         while end < start + len(pickled):
             end += os.pwrite(fd, pickled[end - start :][:_PART], end)
         spans.append((start, end))
     return spans
+
+
+def _pickled(one: Any) -> Any:
+    """An object as bytes, by the protocol that does not copy arrays in between.
+
+    By value, and so several times slower, what is not this library's: whoever reads it need not
+    know a class of a script, or of a cell that ran after it was started.
+    """
+    ours = type(one).__module__.partition(".")[0] == __name__.partition(".")[0]
+    return reduction.ForkingPickler.dumps(one, 5) if ours else cloudpickle.dumps(one, 5)
 
 
 def read_object(fd: int, span: tuple[int, int]) -> Any:

@@ -103,6 +103,7 @@ class WorkerProcess:
         max_restarts: int,
     ) -> None:
         self.processor: int | None = None
+        self._forked = context.get_start_method() == "fork"
         self.conn, self._theirs = context.Pipe()
         conns = [self.conn, *(one.conn for one in siblings if not one.conn.closed)]
         self.process: BaseProcess = context.Process(
@@ -110,7 +111,7 @@ class WorkerProcess:
             name=f"ppo-worker-{index}",
             args=(
                 self._theirs,
-                conns if context.get_start_method() == "fork" else [],
+                conns if self._forked else [],
                 payload,
                 list(seeds),
                 first,
@@ -128,7 +129,9 @@ class WorkerProcess:
             objects: The file in which it finds what is too large to be sent.
         """
         self._stacks = anonymous_file("ppo-stacks", 0)
-        with warnings.catch_warnings(), _without_main():
+        # A fork has the script that runs, and need not read it.
+        main = contextlib.nullcontext() if self._forked else _without_main()
+        with warnings.catch_warnings(), main:
             # Forking beside torch's idle threads is what torch's own data loaders do.
             warnings.filterwarnings("ignore", "This process .* is multi-threaded")
             self.process.start()
