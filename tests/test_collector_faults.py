@@ -543,6 +543,47 @@ def test_an_ill_shaped_answer_is_an_error_that_names_the_environment(changes, po
         collect(lambda: Saying(**changes), (6,), policy)
 
 
+class Leaving(CountingEnv):
+    """Declares a space and leaves it in the third observation."""
+
+    def __init__(self, space, inside, outside, end="truncated"):
+        super().__init__(4, end)
+        self.observation_space, self.inside, self.outside = space, inside, outside
+
+    def observe(self):
+        return self.outside if self.count == 2 else self.inside
+
+
+SHORT = PPOConfig(num_envs=1, num_steps=6, num_workers=0)
+LEAVING = [
+    (spaces.Box(0, 255, (2,), np.uint8), np.zeros(2, np.float32), np.full(2, 0.5, np.float32)),
+    (spaces.Discrete(3), 0, 3),
+    (spaces.MultiDiscrete([3, 3]), np.array([0, 0]), np.array([1, -1])),
+]
+
+
+@pytest.mark.parametrize("answers", LEAVING, ids=lambda answers: str(answers[0]))
+def test_an_observation_outside_its_space_names_environment_seed_step_and_remedy(answers):
+    words = (
+        r"environment 0 raised ValueError in step: the observation has .* but the space is "
+        r".*: wanted .*; declare .* \(episode seed \d+, episode step 1, rollout step 1,"
+    )
+    with pytest.raises(EnvError, match=words):
+        PPOAgent(config=SHORT).learn(lambda: Leaving(*answers), 6)
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED], ids=str)
+def test_a_final_observation_outside_its_space_names_the_vector_environment(mode):
+    class Last(Leaving):
+        def observe(self):
+            return self.outside if self.count == 4 else self.inside
+
+    answers = spaces.MultiDiscrete([3, 3]), np.array([0, 0]), np.array([1, 5])
+    env = SyncVectorEnv([lambda: Last(*answers)], autoreset_mode=mode)
+    with pytest.raises(EnvError, match=r"does not return what it declares.* has 5 at \[.*1\]"):
+        PPOAgent(config=SHORT).learn(env, 6)
+
+
 class GrowingLate(CountingEnv):
     """Its observations get a number more in the third step of each episode."""
 
