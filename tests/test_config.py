@@ -572,6 +572,30 @@ def test_an_endless_number_among_the_arguments_is_kept_or_refused(read):
         assert "run.yaml:1" in str(error)  # noqa: PT017
 
 
+@pytest.mark.parametrize("word", ["no", "No", "OFF", "yes", "on"])
+@pytest.mark.parametrize(
+    ("text", "line", "name"),
+    [
+        ("env: FrozenLake-v1\nenv_kwargs:\n  is_slippery: {}", 3, "env_kwargs.is_slippery"),
+        ("env_kwargs: {{a: {{b: [1,\n {}]}}}}", 2, "env_kwargs.a.b"),
+        ("optimizer: SGD\noptimizer_kwargs: {{nesterov: {}}}", 2, "optimizer_kwargs.nesterov"),
+        ("wrappers:\n- ClipReward:\n    min_reward: {}", 3, "wrappers.ClipReward.min_reward"),
+    ],
+)
+def test_a_word_that_yaml_takes_for_a_flag_is_no_text_without_quotes(read, word, text, line, name):
+    message = refused(read, text.format(word))
+    assert f"run.yaml:{line}: {name} is {word}" in message
+    assert f'write true or false, or, if text is meant, "{word}" in quotes' in message
+
+
+def test_a_word_in_quotes_is_text_and_comes_back(read, tmp_path):
+    config = read("env_kwargs: {a: \"no\", b: ['on'], c: norway, off: 1}")
+    assert config.env_kwargs == {"a": "no", "b": ["on"], "c": "norway", "off": 1}
+    config.to_yaml(tmp_path / "again.yaml")
+    assert PPOConfig.from_yaml(tmp_path / "again.yaml") == config
+    assert PPOConfig.from_dict({"env_kwargs": {"a": "no"}}).env_kwargs == {"a": "no"}
+
+
 # Overrides
 
 
@@ -618,6 +642,9 @@ def test_overrides_change_the_file(read):
         ("gamma=0.9=1", ["gamma", "0.9=1"]),
         ("gamma=[", ["gamma=["]),
         ("policy=relu", ["policy", "relu"]),
+        ("env_kwargs.is_slippery=no", ["env_kwargs.is_slippery is no", "write true or false"]),
+        ("env_kwargs={is_slippery: Off}", ["env_kwargs.is_slippery is Off"]),
+        ("policy={shred: true}", ["'shred'", "'shared'"]),
     ],
 )
 def test_a_mistake_in_an_override_is_not_blamed_on_the_file(read, override, words):
