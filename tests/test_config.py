@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import re
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -781,6 +782,39 @@ def test_numbers_of_numpy_become_plain_ones():
     config = PPOConfig(num_envs=np.int64(3), gamma=np.float32(0.5), clip_range=np.float64(0.1))
     assert config == PPOConfig(num_envs=3, gamma=0.5, clip_range=0.1)
     assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
+
+
+@pytest.mark.parametrize("name", ["env_kwargs", "optimizer_kwargs", "wrappers"])
+def test_free_groups_are_at_once_what_a_file_gives_back(name, tmp_path):
+    given = {
+        "env_kwargs": {"a": np.float32(0.5), "b": (1, np.int8(2)), "c": {"d": ((), np.bool_(1))}},
+        "optimizer_kwargs": {"betas": (0.8, np.float64(0.9)), "amsgrad": np.bool_(0)},
+        "wrappers": [{"TimeLimit": {"max_episode_steps": np.int64(3), "x": (1, 2)}}],
+    }[name]
+    wanted = {
+        "env_kwargs": {"a": 0.5, "b": [1, 2], "c": {"d": [[], True]}},
+        "optimizer_kwargs": {"betas": [0.8, 0.9], "amsgrad": False},
+        "wrappers": ({"TimeLimit": {"max_episode_steps": 3, "x": [1, 2]}},),
+    }[name]
+    config = PPOConfig(optimizer="AdamW", **{name: given})
+    assert repr(getattr(config, name)) == repr(wanted)  # with types
+    config.to_yaml(tmp_path / "run.yaml")
+    assert PPOConfig.from_yaml(tmp_path / "run.yaml") == config
+    assert PPOConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.ones(2), object(), len, Path("a"), float("nan"), np.float32("nan"), 1j, {1}, b"a"],
+    ids=repr,
+)
+def test_what_no_file_can_hold_is_refused_by_its_key_with_a_remedy(value):
+    with pytest.raises(ConfigError, match=r"env_kwargs\.a\.b is .*; wanted .*a factory of"):
+        PPOConfig(env_kwargs={"a": {"b": [value]}})
+    with pytest.raises(ConfigError, match=r"wrappers\.TimeLimit\.a is .*a factory of"):
+        PPOConfig(wrappers=[{"TimeLimit": {"a": value}}])
+    with pytest.raises(ConfigError, match=r"optimizer_kwargs\.eps is .*: convert it$"):
+        PPOConfig(optimizer="AdamW", optimizer_kwargs={"eps": value})
 
 
 def test_a_file_says_every_setting(tmp_path):
