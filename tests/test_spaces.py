@@ -435,6 +435,26 @@ def test_a_space_survives_json(space):
         np.testing.assert_array_equal(twin.high, space.high)
 
 
+@pytest.mark.parametrize(
+    "space",
+    [
+        box(-1.0, 1.0, (0,)),
+        box(-1.0, 1.0, (0, 3)),
+        box(0, 2**63 - 1, dtype=np.int64),
+        box(-(2**63), 2**63 - 1, dtype=np.int64),
+        box(0, 2**64 - 1, dtype=np.uint64),
+        box(np.array([1, 2**53 + 1]), np.array([2**60 + 1, 2**62 + 1]), dtype=np.int64),
+        spaces.Box(np.array([0, 1], np.uint64), np.array([1, 2**64 - 1], np.uint64), dtype="u8"),
+    ],
+    ids=str,
+)
+def test_an_empty_box_and_the_largest_integers_survive_json(space):
+    twin = space_from_dict(json.loads(json.dumps(space_to_dict(space), allow_nan=False)))
+    assert twin == space
+    assert twin.low.tolist() == space.low.tolist()  # exactly
+    assert twin.high.tolist() == space.high.tolist()
+
+
 @pytest.mark.parametrize("space", UNSUPPORTED, ids=str)
 def test_an_unsupported_space_cannot_be_described(space):
     with pytest.raises(SpaceError, match=type(space).__name__):
