@@ -147,9 +147,12 @@ class PPOConfig:
         for name in ("adam_eps", "max_grad_norm"):
             _check(self, name, getattr(self, name) > 0.0, "positive")
         _check(self, "max_restarts", self.max_restarts >= 0, "0 or more")
-        for name in ("value_clip_range", "target_kl", "adaptive_kl", "step_timeout"):
+        for name in ("value_clip_range", "target_kl", "adaptive_kl"):
             value = getattr(self, name)
             _check(self, name, value is None or value > 0.0, "positive, or None for off")
+        patience = self.step_timeout
+        known = patience is None or 0.0 < patience < math.inf
+        _check(self, "step_timeout", known, "positive and finite, or None to wait for ever")
         clip = self.dual_clip
         _check(self, "dual_clip", clip is None or 1.0 < clip < math.inf, "above 1, or None for off")
         for name in ("value_coef", "adam_eps", "weight_decay"):

@@ -31,6 +31,7 @@ from environments import (
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from known_policies import CountPolicy, SnapshotCountPolicy
+from parallel_environments import CountingAgents
 from processes import children, wait_until
 
 import ppo
@@ -613,6 +614,27 @@ def test_the_interface_of_old_environments_is_told_the_present_one(method, wante
     setattr(Old, method, old)
     with pytest.raises(EnvError, match=f"in {method}: .*; it must return {re.escape(wanted)}"):
         collect(Old, (6,), CountPolicy())
+
+
+@pytest.mark.parametrize("action_space", [TWO, SYMMETRIC], ids=str)
+def test_an_old_reset_whose_observation_is_a_pair_is_told_the_present_one(action_space):
+    class Old(WithSpaces):
+        def reset(self, **kwargs):
+            return super().reset(**kwargs)[0]
+
+    space = spaces.Box(-1.0, 1.0, (2,))
+    wanted = r"in reset: .* float32, wanted a mapping; it must return \(obs, info\) \(episode seed"
+    with pytest.raises(EnvError, match=wanted):
+        PPOAgent(config=SHORT).learn(lambda: Old(space, action_space), 6)
+
+
+def test_an_old_reset_of_two_agents_is_told_the_present_one():
+    class Old(CountingAgents):
+        def reset(self, seed=None, options=None):
+            return super().reset(seed)[0]
+
+    with pytest.raises(EnvError, match=r"in reset: .* type str, .*must return \(obs, info\)"):
+        PPOAgent(config=SHORT).learn(Old, 6)
 
 
 def test_what_an_environment_itself_fails_to_unpack_is_left_as_it_is():

@@ -72,6 +72,7 @@ WRONG = {
     "wrappers": [None, "FlattenObservation", 3, ["NoSuchWrapper"], [3], [{"ClipReward": 3}]],
     "steps": [0, -1, 1.5, "10", True, math.nan, math.inf],
     "num_envs": [0, -1, 2.5, "8", None, True, math.nan, math.inf],
+    "step_timeout": [0, -1.0, "3", math.nan, math.inf],
     "num_workers": [-1, 0.5, "0", None, True],
     "num_steps": [0, -1, 2.5, "8", None],
     "num_epochs": [0, -1, 2.5, "8", None],
