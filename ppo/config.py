@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium
+import numpy as np
 
 from ppo.config_parsing import (
     NearestError,
@@ -35,7 +37,8 @@ class PPOConfig:
 
     Attributes:
         env: Environment id, for runs from a file.
-        env_kwargs: Passed to `gymnasium.make`.
+        env_kwargs: Passed to `gymnasium.make`: what a file can hold, which is numbers, text, flags,
+            None, and lists and mappings of them. NumPy's numbers become Python's, tuples lists.
         wrappers: Names from `gymnasium.wrappers`, innermost first, each alone or as
             `{name: {argument: value}}`.
         steps: Transitions to train for, over all environments, for runs from a file.
@@ -60,7 +63,7 @@ class PPOConfig:
             before and after one is about this, in nats; None is off. See `docs/guide/options`.
         optimizer: `"adam"`, or the name of a class in `torch.optim`, such as `"SGD"`; which, says
             `docs/guide/options`.
-        optimizer_kwargs: Arguments of that class.
+        optimizer_kwargs: Arguments of that class; of the kinds of `env_kwargs`.
         adam_eps: Denominator floor of `"adam"` (Huang et al. 2022, detail 3).
         weight_decay: Decoupled weight decay of `"adam"`, of all parameters (Loshchilov and Hutter
             2019).
@@ -130,6 +133,9 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for name in ("env_kwargs", "optimizer_kwargs", "wrappers"):
+            stored = _storable(getattr(self, name), name)
+            object.__setattr__(self, name, tuple(stored) if name == "wrappers" else stored)
         for name in ("num_envs", "num_steps", "num_epochs", "minibatch_size"):
             _check(self, name, getattr(self, name) >= 1, "at least 1")
         automatic = self.num_workers == "auto"
@@ -141,9 +147,12 @@ class PPOConfig:
         for name in ("adam_eps", "max_grad_norm"):
             _check(self, name, getattr(self, name) > 0.0, "positive")
         _check(self, "max_restarts", self.max_restarts >= 0, "0 or more")
-        for name in ("value_clip_range", "target_kl", "adaptive_kl", "step_timeout"):
+        for name in ("value_clip_range", "target_kl", "adaptive_kl"):
             value = getattr(self, name)
             _check(self, name, value is None or value > 0.0, "positive, or None for off")
+        patience = self.step_timeout
+        known = patience is None or 0.0 < patience < math.inf
+        _check(self, "step_timeout", known, "positive and finite, or None to wait for ever")
         clip = self.dual_clip
         _check(self, "dual_clip", clip is None or 1.0 < clip < math.inf, "above 1, or None for off")
         for name in ("value_coef", "adam_eps", "weight_decay"):
@@ -292,6 +301,27 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
+
+
+def _storable(value: Any, name: str) -> Any:
+    """What a file gives back for a value; `ConfigError` for one that no file can hold."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Mapping):
+        return {str(key): _storable(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_storable(item, name) for item in value]
+    if type(value) in (bool, int, str, type(None)) or (type(value) is float and value == value):
+        return value
+    instead = (
+        "convert it"
+        if name.startswith("optimizer")
+        else "convert it, or give `learn` a factory of the environment in place of its id"
+    )
+    raise ConfigError(
+        f"{name} is {reprlib.repr(value)} ({type(value).__name__}), which no file can hold; wanted "
+        f"numbers, text, True, False, None, or lists and mappings of them: {instead}"
+    )
 
 
 def _wrapper(entry: Any) -> tuple[str, dict[str, Any]]:

@@ -1,8 +1,8 @@
 """From YAML text or plain values to a typed dataclass, strictly.
 
 YAML 1.1 reads `3e-4` as a string, `010` as 8, `on` as true, and lets the last of two equal keys
-win. Here a scalar stays text until the field it is for says what it must be, and a key given twice
-is an error. Nothing is ever constructed from a tag.
+win. Here a scalar stays text until the field it is for says what it must be, a key given twice is
+an error, as is `on` where no field says what it must be. Nothing is ever constructed from a tag.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ T = TypeVar("T")
 
 _NULLS = {"", "null", "none", "~"}
 _BOOLS = {"true": True, "false": False}
+_UNCLEAR = {"yes", "no", "on", "off"}  # flags in YAML 1.1, and text in YAML 1.2
 _INFINITIES = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf}
 _MAX_VALUES = 10_000
 # What plain text, numbers, dates, `<<` and `=` resolve to without a tag being written.
@@ -62,12 +63,12 @@ class NearestError(ConfigError):
 
 
 class Text(str):
-    """A YAML scalar as written, with its line; `quoted` if it stood in quotes."""
+    """A YAML scalar as written, with its line in a file; `quoted` if it stood in quotes."""
 
-    line: int
+    line: int | None
     quoted: bool
 
-    def __new__(cls, text: str, line: int, quoted: bool) -> Text:
+    def __new__(cls, text: str, line: int | None, quoted: bool) -> Text:
         """Attach line and quoting to a string."""
         self = super().__new__(cls, text)
         self.line = line
@@ -116,10 +117,10 @@ def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
-def _compose(text: str, where: str) -> Any:
+def _compose(text: str, where: str, *, in_file: bool = True) -> Any:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        return {} if node is None else _Converter(where)(node)
+        return {} if node is None else _Converter(where, in_file)(node)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{where} is not valid YAML: {reason}") from error
@@ -130,8 +131,9 @@ def _compose(text: str, where: str) -> Any:
 class _Converter:
     """Turns YAML nodes into dicts, lists and `Text`; what unfolds without end is an error."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, in_file: bool) -> None:
         self._where = where
+        self._in_file = in_file
         self._left = _MAX_VALUES
 
     def __call__(self, node: yaml.Node) -> Any:
@@ -142,7 +144,7 @@ class _Converter:
         if node.tag.removeprefix("tag:yaml.org,2002:") not in _PLAIN_TAGS:
             self._refuse(line, f"tags are not allowed, got {node.tag}")
         if isinstance(node, yaml.ScalarNode):
-            return Text(node.value, line, node.style in ("'", '"'))
+            return Text(node.value, line if self._in_file else None, node.style in ("'", '"'))
         if isinstance(node, yaml.SequenceNode):
             return [self(item) for item in node.value]
         mapping: dict[Any, Any] = {}
@@ -172,7 +174,8 @@ def parse_override(override: str, data: MutableMapping[Any, Any]) -> None:
             data[group] = {}
         data = data[group]
     data.pop(last, None)
-    data[last] = _compose(value, f"override {override!r}") if value.strip() else Text("", 1, False)
+    where = f"override {override!r}"
+    data[last] = _compose(value, where, in_file=False) if value.strip() else Text("", None, False)
 
 
 class _LocatedError(ConfigError):
@@ -282,8 +285,10 @@ def _coerce(hint: Any, value: Any, name: str, where: str, *, lenient: bool) -> A
     if origin is Mapping and isinstance(value, Mapping):
         if arguments[1] is Schedule:
             return {str(k): _schedule(x, f"{name}.{k}", lenient) for k, x in value.items()}
+        _check_words(value, name, where)
         return _meaning(value)
     if origin is Sequence and isinstance(value, Sequence) and not isinstance(value, str):
+        _check_words(list(value), name, where)
         return tuple(_meaning(list(value)))
     wanted = {str: "text", Mapping: "a group {key: value}", Sequence: "a list [a, b, ...]"}[
         origin or hint
@@ -296,6 +301,22 @@ def _written(value: Any, lenient: bool) -> Any:
     if isinstance(value, Text):
         return _meaning(value)
     return _meaning(Text(value, 0, False)) if lenient and isinstance(value, str) else value
+
+
+def _check_words(value: Any, name: str, where: str) -> None:
+    """Raise for a word that may be meant as a flag or as text, where no field says which."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_words(item, f"{name}.{key}", where)
+    elif isinstance(value, list):
+        for item in value:
+            _check_words(item, name, where)
+    elif isinstance(value, Text) and not value.quoted and value.lower() in _UNCLEAR:
+        with _locating(where, value):
+            raise ConfigError(
+                f"{name} is {value}, which may be a flag or text; write true or false, or, if "
+                f'text is meant, "{value}" in quotes'
+            )
 
 
 def _meaning(value: Any) -> Any:

@@ -126,7 +126,8 @@ class _Numbers(nn.Module):
         with np.errstate(over="ignore"):  # infinite bounds, which nothing is squashed to
             width = space.high.astype(np.float64) - space.low
             for name, array in (("low", space.low), ("high", space.high), ("width", width)):
-                self.register_buffer(name, torch.from_numpy(array.astype(between)))
+                # A difference of arrays without axes is no array.
+                self.register_buffer(name, torch.from_numpy(np.array(array, between)))
 
     def forward(self, raw: Tensor) -> Tensor:
         raw = raw.to(self.low.dtype)

@@ -31,6 +31,7 @@ from environments import (
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from known_policies import CountPolicy, SnapshotCountPolicy
+from parallel_environments import CountingAgents
 from processes import children, wait_until
 
 import ppo
@@ -543,6 +544,47 @@ def test_an_ill_shaped_answer_is_an_error_that_names_the_environment(changes, po
         collect(lambda: Saying(**changes), (6,), policy)
 
 
+class Leaving(CountingEnv):
+    """Declares a space and leaves it in the third observation."""
+
+    def __init__(self, space, inside, outside, end="truncated"):
+        super().__init__(4, end)
+        self.observation_space, self.inside, self.outside = space, inside, outside
+
+    def observe(self):
+        return self.outside if self.count == 2 else self.inside
+
+
+SHORT = PPOConfig(num_envs=1, num_steps=6, num_workers=0)
+LEAVING = [
+    (spaces.Box(0, 255, (2,), np.uint8), np.zeros(2, np.float32), np.full(2, 0.5, np.float32)),
+    (spaces.Discrete(3), 0, 3),
+    (spaces.MultiDiscrete([3, 3]), np.array([0, 0]), np.array([1, -1])),
+]
+
+
+@pytest.mark.parametrize("answers", LEAVING, ids=lambda answers: str(answers[0]))
+def test_an_observation_outside_its_space_names_environment_seed_step_and_remedy(answers):
+    words = (
+        r"environment 0 raised ValueError in step: the observation has .* but the space is "
+        r".*: wanted .*; declare .* \(episode seed \d+, episode step 1, rollout step 1,"
+    )
+    with pytest.raises(EnvError, match=words):
+        PPOAgent(config=SHORT).learn(lambda: Leaving(*answers), 6)
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED], ids=str)
+def test_a_final_observation_outside_its_space_names_the_vector_environment(mode):
+    class Last(Leaving):
+        def observe(self):
+            return self.outside if self.count == 4 else self.inside
+
+    answers = spaces.MultiDiscrete([3, 3]), np.array([0, 0]), np.array([1, 5])
+    env = SyncVectorEnv([lambda: Last(*answers)], autoreset_mode=mode)
+    with pytest.raises(EnvError, match=r"does not return what it declares.* has 5 at \[.*1\]"):
+        PPOAgent(config=SHORT).learn(env, 6)
+
+
 class GrowingLate(CountingEnv):
     """Its observations get a number more in the third step of each episode."""
 
@@ -572,6 +614,27 @@ def test_the_interface_of_old_environments_is_told_the_present_one(method, wante
     setattr(Old, method, old)
     with pytest.raises(EnvError, match=f"in {method}: .*; it must return {re.escape(wanted)}"):
         collect(Old, (6,), CountPolicy())
+
+
+@pytest.mark.parametrize("action_space", [TWO, SYMMETRIC], ids=str)
+def test_an_old_reset_whose_observation_is_a_pair_is_told_the_present_one(action_space):
+    class Old(WithSpaces):
+        def reset(self, **kwargs):
+            return super().reset(**kwargs)[0]
+
+    space = spaces.Box(-1.0, 1.0, (2,))
+    wanted = r"in reset: .* float32, wanted a mapping; it must return \(obs, info\) \(episode seed"
+    with pytest.raises(EnvError, match=wanted):
+        PPOAgent(config=SHORT).learn(lambda: Old(space, action_space), 6)
+
+
+def test_an_old_reset_of_two_agents_is_told_the_present_one():
+    class Old(CountingAgents):
+        def reset(self, seed=None, options=None):
+            return super().reset(seed)[0]
+
+    with pytest.raises(EnvError, match=r"in reset: .* type str, .*must return \(obs, info\)"):
+        PPOAgent(config=SHORT).learn(Old, 6)
 
 
 def test_what_an_environment_itself_fails_to_unpack_is_left_as_it_is():

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import re
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -71,6 +72,7 @@ WRONG = {
     "wrappers": [None, "FlattenObservation", 3, ["NoSuchWrapper"], [3], [{"ClipReward": 3}]],
     "steps": [0, -1, 1.5, "10", True, math.nan, math.inf],
     "num_envs": [0, -1, 2.5, "8", None, True, math.nan, math.inf],
+    "step_timeout": [0, -1.0, "3", math.nan, math.inf],
     "num_workers": [-1, 0.5, "0", None, True],
     "num_steps": [0, -1, 2.5, "8", None],
     "num_epochs": [0, -1, 2.5, "8", None],
@@ -572,6 +574,30 @@ def test_an_endless_number_among_the_arguments_is_kept_or_refused(read):
         assert "run.yaml:1" in str(error)  # noqa: PT017
 
 
+@pytest.mark.parametrize("word", ["no", "No", "OFF", "yes", "on"])
+@pytest.mark.parametrize(
+    ("text", "line", "name"),
+    [
+        ("env: FrozenLake-v1\nenv_kwargs:\n  is_slippery: {}", 3, "env_kwargs.is_slippery"),
+        ("env_kwargs: {{a: {{b: [1,\n {}]}}}}", 2, "env_kwargs.a.b"),
+        ("optimizer: SGD\noptimizer_kwargs: {{nesterov: {}}}", 2, "optimizer_kwargs.nesterov"),
+        ("wrappers:\n- ClipReward:\n    min_reward: {}", 3, "wrappers.ClipReward.min_reward"),
+    ],
+)
+def test_a_word_that_yaml_takes_for_a_flag_is_no_text_without_quotes(read, word, text, line, name):
+    message = refused(read, text.format(word))
+    assert f"run.yaml:{line}: {name} is {word}" in message
+    assert f'write true or false, or, if text is meant, "{word}" in quotes' in message
+
+
+def test_a_word_in_quotes_is_text_and_comes_back(read, tmp_path):
+    config = read("env_kwargs: {a: \"no\", b: ['on'], c: norway, off: 1}")
+    assert config.env_kwargs == {"a": "no", "b": ["on"], "c": "norway", "off": 1}
+    config.to_yaml(tmp_path / "again.yaml")
+    assert PPOConfig.from_yaml(tmp_path / "again.yaml") == config
+    assert PPOConfig.from_dict({"env_kwargs": {"a": "no"}}).env_kwargs == {"a": "no"}
+
+
 # Overrides
 
 
@@ -618,6 +644,9 @@ def test_overrides_change_the_file(read):
         ("gamma=0.9=1", ["gamma", "0.9=1"]),
         ("gamma=[", ["gamma=["]),
         ("policy=relu", ["policy", "relu"]),
+        ("env_kwargs.is_slippery=no", ["env_kwargs.is_slippery is no", "write true or false"]),
+        ("env_kwargs={is_slippery: Off}", ["env_kwargs.is_slippery is Off"]),
+        ("policy={shred: true}", ["'shred'", "'shared'"]),
     ],
 )
 def test_a_mistake_in_an_override_is_not_blamed_on_the_file(read, override, words):
@@ -754,6 +783,39 @@ def test_numbers_of_numpy_become_plain_ones():
     config = PPOConfig(num_envs=np.int64(3), gamma=np.float32(0.5), clip_range=np.float64(0.1))
     assert config == PPOConfig(num_envs=3, gamma=0.5, clip_range=0.1)
     assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
+
+
+@pytest.mark.parametrize("name", ["env_kwargs", "optimizer_kwargs", "wrappers"])
+def test_free_groups_are_at_once_what_a_file_gives_back(name, tmp_path):
+    given = {
+        "env_kwargs": {"a": np.float32(0.5), "b": (1, np.int8(2)), "c": {"d": ((), np.bool_(1))}},
+        "optimizer_kwargs": {"betas": (0.8, np.float64(0.9)), "amsgrad": np.bool_(0)},
+        "wrappers": [{"TimeLimit": {"max_episode_steps": np.int64(3), "x": (1, 2)}}],
+    }[name]
+    wanted = {
+        "env_kwargs": {"a": 0.5, "b": [1, 2], "c": {"d": [[], True]}},
+        "optimizer_kwargs": {"betas": [0.8, 0.9], "amsgrad": False},
+        "wrappers": ({"TimeLimit": {"max_episode_steps": 3, "x": [1, 2]}},),
+    }[name]
+    config = PPOConfig(optimizer="AdamW", **{name: given})
+    assert repr(getattr(config, name)) == repr(wanted)  # with types
+    config.to_yaml(tmp_path / "run.yaml")
+    assert PPOConfig.from_yaml(tmp_path / "run.yaml") == config
+    assert PPOConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.ones(2), object(), len, Path("a"), float("nan"), np.float32("nan"), 1j, {1}, b"a"],
+    ids=repr,
+)
+def test_what_no_file_can_hold_is_refused_by_its_key_with_a_remedy(value):
+    with pytest.raises(ConfigError, match=r"env_kwargs\.a\.b is .*; wanted .*a factory of"):
+        PPOConfig(env_kwargs={"a": {"b": [value]}})
+    with pytest.raises(ConfigError, match=r"wrappers\.TimeLimit\.a is .*a factory of"):
+        PPOConfig(wrappers=[{"TimeLimit": {"a": value}}])
+    with pytest.raises(ConfigError, match=r"optimizer_kwargs\.eps is .*: convert it$"):
+        PPOConfig(optimizer="AdamW", optimizer_kwargs={"eps": value})
 
 
 def test_a_file_says_every_setting(tmp_path):

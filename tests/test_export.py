@@ -59,6 +59,7 @@ CASES = {
     "lstm": (small(memory="lstm", memory_size=6), VECTOR, spaces.Discrete(3, start=2), False),
     "image": (small(cnn_features=16, precision="bfloat16"), IMAGE, BOUNDS, False),
     "beta": (small(distribution="beta", layer_norm=True), FINE, FINE, False),
+    "bare": (small(distribution="squashed"), VECTOR, spaces.Box(-2.0, 1.0, ()), False),
     "nested": (small(distribution="squashed"), SENSES, LIMBS, True),
     "stacked": (
         small(memory="gru", memory_size=6, shared=True, frame_stack=3),
@@ -167,7 +168,8 @@ def test_both_files_do_what_act_does(exported, rows):
                 np.testing.assert_allclose(action, leaf, rtol=0.0, atol=1e-5)
             if state is not None:
                 np.testing.assert_allclose(after, memory, rtol=0.0, atol=1e-5)
-            sample = rebuild(sub_spaces(exported.spaces[1]), [action[0] for action in actions])
+            first = [np.asarray(action[0]) for action in actions]  # a Box warns of bare numbers
+            sample = rebuild(sub_spaces(exported.spaces[1]), first)
             assert exported.spaces[1].contains(sample)
     # Neither constant nor all at a bound: it was a comparison.
     assert all(len(np.unique(np.concatenate(leaf))) > 1 for leaf in zip(*chosen, strict=True))

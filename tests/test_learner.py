@@ -82,6 +82,13 @@ def test_the_value_clip_is_applied():
     assert not torch.allclose(plain, clipped)
 
 
+@pytest.mark.parametrize("options", [{}, {"optimizer": "SGD"}], ids=str)
+def test_a_policy_that_is_frozen_altogether_is_refused_with_a_remedy(options):
+    policy = make_policy(spaces.Box(-1.0, 1.0, (3,)), spaces.Discrete(2)).requires_grad_(False)
+    with pytest.raises(ConfigError, match="no parameters to train; leave requires_grad True"):
+        make_learner(policy, **options)
+
+
 def test_a_body_frozen_between_updates_stays_as_it_is():
     policy = build()
     learner = make_learner(policy)

@@ -105,6 +105,66 @@ def test_an_observation_of_another_structure_is_refused(change, words):
         layout.as_batch(obs)
 
 
+BYTES = spaces.Box(0, 255, (2,), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("space", "obs", "words"),
+    [
+        (BYTES, np.array([0.0, 0.5], np.float32), r"0\.5 at \[1\] \(float32\).*a number of uint8"),
+        (BYTES, np.array([300, 0]), r"300 at \[0\].*a Box of int64"),
+        (BYTES, [-1, 0], r"-1 at \[0\]"),
+        (BYTES, np.array([1.0, np.nan]), "nan"),
+        (spaces.MultiDiscrete([3, 3]), np.array([4, 1]), r"4 at \[0\].*one of its classes"),
+        (spaces.MultiDiscrete([3, 3]), np.array([1, -1]), r"-1 at \[1\]"),
+        (spaces.MultiDiscrete([3, 3], start=[1, 1]), np.array([0, 1]), r"0 at \[0\]"),
+        (spaces.MultiBinary(2), np.array([0, 2], np.int8), r"2 at \[1\]"),
+        (spaces.Discrete(3), 3, r"has 3 \(int64\).*Discrete\(3\).*with more classes"),
+        (spaces.Discrete(3), np.int16(-1), "has -1"),
+        (spaces.Discrete(3, start=1), np.int64(0), "has 0"),
+        (spaces.Discrete(3), np.array(1.5), "has 1.5"),
+    ],
+    ids=str,
+)
+def test_an_observation_outside_its_space_is_refused_and_not_made_another(space, obs, words):
+    layout = ObservationLayout(spaces.Dict(a=space))
+    with pytest.raises(ValueError, match=words):
+        layout.copy({"a": obs})
+    with pytest.raises(ValueError, match=words):
+        layout.as_batch({"a": obs})
+    batch = {"a": np.stack([obs, obs])}
+    with pytest.raises(ValueError, match="the observation has"):
+        layout.as_batch(batch)
+    with pytest.raises(ValueError, match="the observation has"):
+        layout.write_batch(layout.empty(2), slice(None), batch)
+
+
+@pytest.mark.parametrize(
+    ("space", "obs", "stored"),
+    [
+        (BYTES, np.array([0.0, 255.0]), [0, 255]),
+        (BYTES, [1, 2], [1, 2]),
+        (BYTES, np.array([True, False]), [1, 0]),
+        (spaces.MultiDiscrete([3, 3], start=[1, -1]), np.array([3, 1], np.int32), [2, 2]),
+        (spaces.MultiBinary(2), np.array([True, False]), [1, 0]),
+        (spaces.Discrete(3, start=-1), np.float32(1.0), 2),
+        (spaces.Discrete(3, start=-1), np.int16(-1), 0),
+        (spaces.Discrete(2), True, 1),
+        (spaces.Discrete(300, start=-1), np.uint8(255), 256),
+        (box(-1.0, 1.0), np.array([7.0, -3.0]), [7, -3]),
+    ],
+    ids=str,
+)
+def test_an_observation_of_another_type_is_taken_if_it_is_the_same_number(space, obs, stored):
+    """Boxes of floats are left by many environments: their bounds are not looked at."""
+    layout = ObservationLayout(space)
+    array = layout.empty(1)
+    layout.write_batch(array, slice(None), np.asarray(obs)[None])
+    for found in (layout.copy(obs), layout.as_batch(obs)[0][0], array[0]):
+        assert found.dtype == observation_dtype(space)
+        assert found.tolist() == stored
+
+
 def test_one_nested_observation_is_told_from_a_batch():
     layout = ObservationLayout(NESTED)
     one = NESTED.sample()
@@ -373,6 +433,26 @@ def test_a_space_survives_json(space):
     if isinstance(space, spaces.Box):
         np.testing.assert_array_equal(twin.low, space.low)
         np.testing.assert_array_equal(twin.high, space.high)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        box(-1.0, 1.0, (0,)),
+        box(-1.0, 1.0, (0, 3)),
+        box(0, 2**63 - 1, dtype=np.int64),
+        box(-(2**63), 2**63 - 1, dtype=np.int64),
+        box(0, 2**64 - 1, dtype=np.uint64),
+        box(np.array([1, 2**53 + 1]), np.array([2**60 + 1, 2**62 + 1]), dtype=np.int64),
+        spaces.Box(np.array([0, 1], np.uint64), np.array([1, 2**64 - 1], np.uint64), dtype="u8"),
+    ],
+    ids=str,
+)
+def test_an_empty_box_and_the_largest_integers_survive_json(space):
+    twin = space_from_dict(json.loads(json.dumps(space_to_dict(space), allow_nan=False)))
+    assert twin == space
+    assert twin.low.tolist() == space.low.tolist()  # exactly
+    assert twin.high.tolist() == space.high.tolist()
 
 
 @pytest.mark.parametrize("space", UNSUPPORTED, ids=str)

@@ -15,7 +15,7 @@ import numpy as np
 from ppo.collector.buffers import Buffers
 from ppo.collector.columns import Final, Harvest, Part, draw_seed, give_up_row
 from ppo.collector.env_columns import make_by
-from ppo.collector.faults import Restarts, env_fault
+from ppo.collector.faults import Restarts, check_info, env_fault
 from ppo.collector.replay import Bookmark, Place, kind_of, stream_at
 from ppo.envs import EnvFactory
 from ppo.errors import PPOError, SpaceError
@@ -161,6 +161,7 @@ class AgentColumns:
 
     def _begin_all(self, index: int, row: int, seed: int) -> None:
         obs, infos = self._envs[index].reset(seed=seed)
+        check_info(infos)
         live = list(self._envs[index].agents)
         if not live:
             raise ValueError("no agents after reset; nobody can act")

@@ -14,7 +14,7 @@ import numpy as np
 
 from ppo.collector.buffers import Buffers
 from ppo.collector.columns import Final, Harvest, Part, draw_seed, give_up_row
-from ppo.collector.faults import Restarts, env_fault
+from ppo.collector.faults import Restarts, check_info, env_fault
 from ppo.collector.replay import Bookmark, Place, kind_of, return_to, snapshot_of, stream_at
 from ppo.envs import AnyEnv, Env, EnvFactory, is_parallel
 from ppo.errors import EnvError, PPOError, SpaceError
@@ -169,6 +169,7 @@ class EnvColumns:
             self._started[index] = row + 1  # not before it is there
             try:
                 obs, info = self._envs[index].reset(seed=seed)
+                check_info(info)
                 if index in self._new:
                     self._mask_sources[index] = mask_source(self._envs[index], info)
                     self._new.discard(index)

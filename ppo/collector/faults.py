@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 from ppo.collector.columns import Restart
 from ppo.errors import EnvError
 
-__all__ = ["Restarts", "env_fault"]
+__all__ = ["Restarts", "check_info", "env_fault"]
 
 _RETURNED = {"reset": "(obs, info)", "step": "(obs, reward, terminated, truncated, info)"}
 
@@ -51,6 +52,18 @@ def _remedy(where: str, error: Exception) -> str:
     trace = error.__traceback__
     here = trace is not None and trace.tb_next is None and "unpack" in str(error)
     return f"; it must return {_RETURNED[where]}" if here and where in _RETURNED else ""
+
+
+def check_info(info: object) -> None:
+    """Raise for what no reset returns: two things that are not an observation and its info.
+
+    That of an old interface returns an observation alone, which may consist of two.
+    """
+    if not isinstance(info, Mapping):
+        raise TypeError(
+            f"the second thing is of type {type(info).__name__}, wanted a mapping; it must return "
+            f"{_RETURNED['reset']}"
+        )
 
 
 class Restarts:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,10 +103,8 @@ class VectorColumns:
         self, row: int, obs: Any, infos: dict[str, Any], ended: np.ndarray | None = None
     ) -> None:
         """Write down what the next actions will be taken on."""
-        try:
+        with self._declared():
             self._layout.write_batch(self._buffers.obs, row, obs)
-        except ValueError as error:
-            raise EnvError(f"{self._env} does not return what it declares: {error}") from error
         if self._mask_source is None:
             return
         if self._mask_source == "info":
@@ -150,7 +149,8 @@ class VectorColumns:
         for index in np.flatnonzero(ended):
             column = int(index)
             if not self._buffers.terminated[t, column]:
-                last = self._layout.copy(self._final_obs(column, obs, infos))
+                with self._declared(f" for environment {column}"):
+                    last = self._layout.copy(self._final_obs(column, obs, infos))
                 self._finals.append(Final(t, column, last))
             episode = Episode(float(self._returns[column]), int(self._lengths[column]), column)
             self._episodes.append((t, episode))
@@ -175,6 +175,16 @@ class VectorColumns:
                 "infos['final_obs']; without the last observation a truncated step has no value"
             )
         return infos["final_obs"][column]
+
+    @contextlib.contextmanager
+    def _declared(self, where: str = "") -> Iterator[None]:
+        """Raise `EnvError` for an observation that is not of the space."""
+        try:
+            yield
+        except ValueError as error:
+            raise EnvError(
+                f"{self._env} does not return what it declares{where}: {error}"
+            ) from error
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         try:

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ppo.errors import ConfigError
+
 __all__ = ["FlatOptimizer", "in_shared_memory"]
 
 _ONE_THREAD = 8192  # numbers
@@ -56,7 +58,9 @@ class FlatOptimizer(abc.ABC):
                     p for p in members if p.requires_grad and (p.dtype, p.device) == kind
                 ]
         if not networks:
-            raise ValueError("the policy has no parameters to train")
+            raise ConfigError(
+                "the policy has no parameters to train; leave requires_grad True for some of them"
+            )
         self.names = [name for parts in networks.values() for name in parts]
         self._members = [members for parts in networks.values() for members in parts.values()]
         # One vector for all networks of a type, and each network's part of it.

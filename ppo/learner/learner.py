@@ -42,7 +42,7 @@ class Learner:
 
     Raises:
         ConfigError: A learning rate is for a group of parameters that the policy does not have, or
-            the optimizer does not take one of its parameters.
+            the optimizer does not take one of its parameters, or all of them are frozen.
     """
 
     def __init__(self, policy: nn.Module, settings: LearnerSettings) -> None:

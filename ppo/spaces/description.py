@@ -20,6 +20,8 @@ _MOST_LEVELS = 30
 
 def _bound_to_json(bound: np.ndarray) -> Any:
     """One number where the bound is uniform, else nested lists; infinities as strings."""
+    if bound.size == 0:
+        return 0  # any number: there is nothing to bound
     values = bound if np.any(bound != bound.flat[0]) else np.asarray(bound.flat[0])
     return np.vectorize(_json_number, otypes=[object])(values).tolist()
 
@@ -101,9 +103,11 @@ def _build(data: Mapping[str, Any], levels: int) -> Space:
         return spaces.MultiBinary(shape if shaped else shape[0])
     if kind == "Box":
         shape, dtype = _shape(data), np.dtype(data["dtype"])
+        # Not every integer is a float64.
+        exact = dtype if dtype.kind in "iu" else np.dtype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):  # too large for the type: no bound
             low, high = (
-                np.broadcast_to(np.asarray(data[key], dtype=np.float64), shape).astype(dtype)
+                np.broadcast_to(np.asarray(data[key], exact), shape).astype(dtype)
                 for key in ("low", "high")
             )
         return spaces.Box(low, high, shape, dtype.type)

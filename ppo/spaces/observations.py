@@ -15,6 +15,7 @@ __all__ = ["ObservationLayout", "is_image", "observation_dtype"]
 
 Place = Any  # an index, or a tuple of them
 Writer = Callable[[Any, Place, Any], None]
+_WHOLE = frozenset((int, np.int64, np.int32, np.uint8))  # the types that classes mostly have
 
 
 def is_image(space: Space) -> bool:
@@ -56,12 +57,13 @@ class ObservationLayout:
     def __init__(self, space: Space) -> None:
         tree = sub_spaces(space)
         self.leaves = map_tree(lambda leaf: Leaf(leaf.shape or (), observation_dtype(leaf)), tree)
-        self._starts = map_tree(lambda leaf: getattr(leaf, "start", 0), tree)
-        self.write: Writer = _writer(self.leaves, self._starts)
+        self._doors = map_tree(_Door, tree)
+        self.write: Writer = _writer(self._doors)
         """Write one observation to a place in arrays `[..., *shape]`.
 
         Raises:
-            ValueError: Its structure or a shape is not that of the space.
+            ValueError: Its structure or a shape is not that of the space, or its numbers are none
+                of an integer type or no classes of the space. Bounds of a Box are not looked at.
         """
 
     def empty(self, *axes: int) -> Any:
@@ -76,10 +78,10 @@ class ObservationLayout:
 
     def write_batch(self, arrays: Any, place: Place, obs: Any) -> None:
         """Write a batch of observations, as vector environments return them."""
-        for array, start, leaf, rows in self._zip(arrays, self._starts, self.leaves, obs):
-            if np.shape(rows)[1:] != leaf.shape:
-                raise ValueError(_wrong_shape(rows, leaf, ("B", *leaf.shape)))
-            array[place] = np.asarray(rows) - start if np.any(start) else rows
+        for array, door, rows in self._zip(arrays, self._doors, obs):
+            if np.shape(rows)[1:] != door.leaf.shape:
+                raise ValueError(_wrong_shape(rows, ("B", *door.leaf.shape)))
+            array[place] = door.stored(rows)
 
     def row(self, obs: Any, index: int) -> Any:
         """One observation of a batch, as the environment gave it."""
@@ -99,7 +101,8 @@ class ObservationLayout:
         """Observations `[B, ...]` as policies take them, copied, and whether only one was given.
 
         Raises:
-            ValueError: `obs` has neither the shape of an observation nor of a batch.
+            ValueError: `obs` has neither the shape of an observation nor of a batch, or numbers
+                that are not those of the space; see `write`.
         """
         if (
             isinstance(self.leaves, Leaf)
@@ -117,16 +120,16 @@ class ObservationLayout:
         if not single:
             for leaf, array in named:
                 if array.shape[1:] != leaf.shape or array.ndim != len(leaf.shape) + 1:
-                    raise ValueError(_wrong_shape(array, leaf, leaf.shape, ("B", *leaf.shape)))
+                    raise ValueError(_wrong_shape(array, leaf.shape, ("B", *leaf.shape)))
             if len({len(array) for _, array in named}) > 1:
                 lengths = [len(array) for _, array in named]
                 raise ValueError(f"obs must have the same number of rows in all leaves: {lengths}")
 
-        def convert(leaf: Leaf, array: np.ndarray, start: Any) -> np.ndarray:
-            moved = array - start if np.any(start) else array
-            return np.array(moved[None] if single else moved, leaf.dtype)
+        def convert(door: _Door, array: np.ndarray) -> np.ndarray:
+            stored = door.stored(array)
+            return np.array(stored[None] if single else stored, door.leaf.dtype)
 
-        return map_tree(convert, self.leaves, arrays, self._starts), single
+        return map_tree(convert, self._doors, arrays), single
 
     def _check_structure(self, obs: Any) -> None:
         _check_structure(self.leaves, obs)
@@ -138,35 +141,102 @@ class ObservationLayout:
         return ([item for (item,) in items] for items in zip(*flat, strict=True))
 
 
-def _writer(leaf: Any, start: Any) -> Writer:
+class _Door:
+    """What one leaf of an observation must be, and how it becomes what is stored."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.leaf = Leaf(space.shape or (), observation_dtype(space))
+        self.start = np.asarray(getattr(space, "start", 0), self.leaf.dtype)
+        self._moved = bool(self.start.any())
+        # Below 0 is beyond them too, if it is read as a number without sign.
+        self._unsigned = np.dtype(f"u{self.leaf.dtype.itemsize}")
+        self.sizes: np.ndarray | None = None
+        if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+            sizes = space.n if isinstance(space, spaces.Discrete) else space.nvec
+            self.sizes = np.asarray(sizes, self._unsigned)
+        elif isinstance(space, spaces.MultiBinary):
+            self.sizes = np.asarray(2, self._unsigned)
+
+    def stored(self, given: Any) -> np.ndarray:
+        """The numbers of observations `[..., *shape]`, exactly, and classes counted from 0."""
+        array: np.ndarray = np.asarray(given)
+        dtype = self.leaf.dtype
+        if dtype.kind == "f":
+            return array
+        if array.dtype != dtype:
+            with np.errstate(invalid="ignore"):  # NaN; it is no integer
+                whole = array.astype(dtype)
+            if not (same := whole == array).all():
+                raise ValueError(self._unfit(array, ~same))
+            array = whole
+        if self.sizes is None:
+            return array
+        classes: np.ndarray = array - self.start if self._moved else array
+        beyond = classes.view(self._unsigned) >= self.sizes
+        if np.count_nonzero(beyond):  # in a third of the time of any()
+            raise ValueError(self._unfit(array, beyond))
+        return classes
+
+    def _unfit(self, given: np.ndarray, bad: np.ndarray) -> str:
+        place = tuple(np.argwhere(bad)[0].tolist())
+        where = f" at {list(place)}" if place else ""
+        if self.sizes is None:
+            wanted, remedy = f"a number of {self.leaf.dtype}", f"a Box of {given.dtype} for example"
+        else:
+            wanted, remedy = "one of its classes", "with more classes for example"
+        return (
+            f"the observation has {given[place]}{where} ({given.dtype}), but the space is "
+            f"{self.space}: wanted {wanted}; declare the space of what is returned, {remedy}, or "
+            "return what is declared"
+        )
+
+
+def _writer(door: Any) -> Writer:
     """A function that writes one observation; plain for a plain leaf, which is the hot path."""
-    if isinstance(leaf, Mapping):
-        parts = {key: _writer(item, start[key]) for key, item in leaf.items()}
+    if isinstance(door, Mapping):
+        parts = {key: _writer(item) for key, item in door.items()}
 
         def write_mapping(arrays: Any, place: Place, obs: Any) -> None:
-            _check_structure(leaf, obs)
+            _check_structure(door, obs)
             for key, write in parts.items():
                 write(arrays[key], place, obs[key])
 
         return write_mapping
-    if not isinstance(leaf, Leaf):
-        items = [_writer(item, first) for item, first in zip(leaf, start, strict=True)]
+    if isinstance(door, tuple):
+        items = [_writer(item) for item in door]
 
         def write_tuple(arrays: Any, place: Place, obs: Any) -> None:
-            _check_structure(leaf, obs)
+            _check_structure(door, obs)
             for index, write in enumerate(items):
                 write(arrays[index], place, obs[index])
 
         return write_tuple
-    shape, moved = leaf.shape, bool(np.any(start))
+    shape, dtype, stored = door.leaf.shape, door.leaf.dtype, door.stored
+    floating, counted = dtype.kind == "f", door.sizes is not None
 
     def write_leaf(array: np.ndarray, place: Place, obs: Any) -> None:
         # Most are arrays, whose own shape is at hand.
         if getattr(obs, "shape", None) != shape and np.shape(obs) != shape:
-            raise ValueError(_wrong_shape(obs, leaf, shape))
-        array[place] = obs - start if moved else obs
+            raise ValueError(_wrong_shape(obs, shape))
+        if floating or (not counted and getattr(obs, "dtype", None) is dtype):
+            array[place] = obs
+        else:
+            array[place] = stored(obs)
 
-    return write_leaf
+    if not isinstance(door.space, spaces.Discrete):
+        return write_leaf
+    start, size = int(door.space.start), int(door.space.n)
+
+    def write_class(array: np.ndarray, place: Place, obs: Any) -> None:
+        if type(obs) in _WHOLE:
+            number = int(obs) - start
+            if 0 <= number < size:
+                array[place] = number
+                return
+        write_leaf(array, place, obs)
+
+    return write_class
 
 
 def _check_structure(leaf: Any, obs: Any) -> None:
@@ -177,7 +247,7 @@ def _check_structure(leaf: Any, obs: Any) -> None:
             raise ValueError(f"the observation must have the keys {sorted(leaf)}, got {given}")
         for key, item in leaf.items():
             _check_structure(item, obs[key])
-    elif not isinstance(leaf, Leaf):
+    elif isinstance(leaf, tuple):
         if not isinstance(obs, tuple | list) or len(obs) != len(leaf):
             given = str(len(obs)) if isinstance(obs, tuple | list) else type(obs).__name__
             raise ValueError(f"the observation must be a tuple of {len(leaf)}, got {given}")
@@ -185,6 +255,6 @@ def _check_structure(leaf: Any, obs: Any) -> None:
             _check_structure(item, part)
 
 
-def _wrong_shape(obs: Any, leaf: Leaf, *wanted: tuple[Any, ...]) -> str:
+def _wrong_shape(obs: Any, *wanted: tuple[Any, ...]) -> str:
     shapes = " or ".join(str(shape).replace("'", "") for shape in wanted)
     return f"the observation has shape {np.shape(obs)}, but the space has shape {shapes}"

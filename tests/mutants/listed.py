@@ -660,6 +660,27 @@ COLLECTOR = [
         ("evaluation",),
     ),
     Mutant(
+        "floats become bytes whatever they are",
+        "spaces/observations.py",
+        "if not (same := whole == array).all():",
+        "if not (same := whole == whole).all():",
+        ("spaces", "collector_faults"),
+    ),
+    Mutant(
+        "the class behind the last one is taken",
+        "spaces/observations.py",
+        "if 0 <= number < size:",
+        "if 0 <= number <= size:",
+        ("spaces", "collector_faults"),
+    ),
+    Mutant(
+        "classes below the first are taken",
+        "spaces/observations.py",
+        "classes.view(self._unsigned) >= self.sizes",
+        "classes >= self.sizes.astype(self.leaf.dtype)",
+        ("spaces", "collector_faults"),
+    ),
+    Mutant(
         "what follows a termination must be finite",
         "collector/raw.py",
         "fine = finite.all(-1) | unseen",
