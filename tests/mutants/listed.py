@@ -1844,11 +1844,25 @@ OPTIONS = [
         ("torch_optimizer",),
     ),
     Mutant(
-        "a released parameter counts the steps of others",
+        "a released parameter begins with another optimizer than Adam after its first step",
         "learner/torch_optimizer.py",
-        "elif self._by_network and ours.ndim == 0:",
-        "elif ours.ndim == 0:",
+        "ours.fill_(_FIRST_COUNTS[kind])",
+        "pass",
         ("torch_optimizer",),
+    ),
+    Mutant(
+        "a released parameter counts the steps of others",
+        "learner/flat_adam.py",
+        "counts.get(id(p), 0.0)",
+        "counts.get(id(p), max(counts.values()))",
+        ("flat_adam",),
+    ),
+    Mutant(
+        "neighbours are stepped together whatever their counts",
+        "learner/flat_optimizer.py",
+        "[len(list(run)) for _, run in itertools.groupby(values)]",
+        "[len(values)]",
+        ("flat_adam", "torch_optimizer"),
     ),
     Mutant(
         "an unknown environment ends the command like a failure",
@@ -1919,7 +1933,7 @@ HELPER = [
     Mutant(
         "the second process goes on with the step count it was born with",
         "learner/critic_process.py",
-        "self._optimizer.step_count = step_count",
+        "self._optimizer.step_counts = step_counts",
         "pass",
         ("critic_process",),
     ),
