@@ -1825,8 +1825,8 @@ OPTIONS = [
     Mutant(
         "an optimizer that looks at shapes is handed flat vectors",
         "learner/torch_optimizer.py",
-        "if self._by_network:\n            return [[vector]",
-        "if True:\n            return [[vector]",
+        "if self._by_network:\n            return self._spans(",
+        "if True:\n            return self._spans(",
         ("torch_optimizer",),
     ),
     Mutant(
@@ -1856,6 +1856,20 @@ OPTIONS = [
         "counts.get(id(p), 0.0)",
         "counts.get(id(p), max(counts.values()))",
         ("flat_adam",),
+    ),
+    Mutant(
+        "a policy with its layers in another order is loaded with the moments of others",
+        "learner/parameter_order.py",
+        "return torch.cat([parts[place] for place in places])",
+        "return tensor",
+        ("parameter_order",),
+    ),
+    Mutant(
+        "matrices are loaded with the moments of others in another order",
+        "learner/parameter_order.py",
+        "places.index(int(number))",
+        "int(number)",
+        ("parameter_order",),
     ),
     Mutant(
         "neighbours are stepped together whatever their counts",
