@@ -265,10 +265,17 @@ def check_like(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Non
 def check_moments(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     """`check_like` for what an optimizer has now; mean squares and counts are never negative.
 
-    Names and shapes of what it makes in its first step are for the optimizer itself to check.
+    Names and shapes of what it makes in its first step are for the optimizer itself to check, and
+    so is the number of its counts.
     """
-    known = given.keys() & wanted.keys()
-    check_like(*({name: tensors[name] for name in known} for tensors in (given, wanted)))
+    both = [
+        {
+            name: tensors[name].new_empty(()) if name.endswith(".step") else tensors[name]
+            for name in given.keys() & wanted.keys()
+        }
+        for tensors in (given, wanted)
+    ]
+    check_like(*both)
     for name, tensor in given.items():
         if name.endswith((".exp_avg_sq", ".step")) and bool((tensor < 0).any()):
             raise ValueError(f"{name} is negative")

@@ -57,6 +57,9 @@ def write_agent(path: str | Path, agent: Any, episodes: CollectorState | None) -
         "frozen_in_optimizer": agent._frozen,
         **checkpoint.fingerprint(),
     }
+    order = agent._learner.parameter_order()
+    if order is not None:
+        document["optimizer_order"] = order
     if episodes is not None:
         document["episodes"], arrays = pack(episodes.to_plain())
         groups["episodes"] = {name: torch.tensor(array) for name, array in arrays.items()}
@@ -95,8 +98,11 @@ def read_agent(
         agent = make_agent(policy, config=config, seed=seed)
         agent._build(*spaces)
         checkpoint.fill(agent.policy, groups["policy"])
-        checkpoint.check_moments(groups.get("optimizer", {}), agent._learner.state_dict())
-        agent._learner.load_state_dict(groups.get("optimizer", {}))
+        moments = groups.get("optimizer", {})
+        if "optimizer_order" in document:
+            moments = agent._learner.in_order(moments, document["optimizer_order"])
+        checkpoint.check_moments(moments, agent._learner.state_dict())
+        agent._learner.load_state_dict(moments)
         freeze_exactly(policy, frozen)
         if "reward_scaler" in groups:
             scaler = checkpoint.read_reward_scaler(groups["reward_scaler"], config.gamma)

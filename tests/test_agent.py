@@ -1217,6 +1217,27 @@ def test_a_loaded_policy_is_frozen_where_the_saved_one_was(path, at_the_update, 
         assert torch.equal(loaded.policy.state_dict()[name], tensor), name
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "AdamW", "NAdam", "Adafactor"])
+def test_a_released_body_goes_on_from_a_file_with_its_own_step_count(path, optimizer):
+    env = CountingEnv()
+    policy = make_policy(env.observation_space, env.action_space, SMALL.policy)
+    policy.actor_body.requires_grad_(False)
+    agent = PPOAgent(policy, config=SMALL.replace(optimizer=optimizer)).learn(CountingEnv, ROLLOUT)
+    policy.actor_body.requires_grad_(True)
+    agent.learn(CountingEnv, ROLLOUT)
+    state = agent._learner.state_dict()
+    if optimizer != "Adafactor":  # which keeps a state of every parameter anyway
+        first, *_, last = state["actor.step"].tolist()
+        assert 0.0 < first == last / 2
+        assert state["critic.step"].tolist() == last
+    agent.save(path)
+    loaded = PPOAgent.load(path)
+    assert_same(fingerprint(loaded), fingerprint(agent))
+    for one in (agent, loaded):
+        one.learn(CountingEnv, ROLLOUT)
+    assert_same(fingerprint(loaded), fingerprint(agent))
+
+
 def test_a_custom_policy_is_frozen_as_the_file_says_and_not_as_it_was_handed_over(path):
     train(policy=OwnPolicy())[0].save(path)
     handed = OwnPolicy().requires_grad_(False)

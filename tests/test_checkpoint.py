@@ -476,6 +476,11 @@ def test_no_file_runs_code_under_any_name(tmp_path, write, suffix, monkeypatch, 
         {"frozen_in_optimizer": ["nobody.weight"]},
         {"frozen_in_optimizer": ["value_head.weight"]},
         {"frozen_in_optimizer": [[]]},
+        {"optimizer_order": 3},
+        {"optimizer_order": {"actor": 3}},
+        {"optimizer_order": {"actor": [3]}},
+        {"optimizer_order": {"actor": [["nobody.weight", 12]]}},
+        {"optimizer_order": {}},
     ],
     ids=str,
 )
@@ -550,6 +555,13 @@ def test_a_file_that_does_not_say_what_is_frozen_stays_loadable(file):
     change_document(file, frozen=None, frozen_in_optimizer=None)
     policy = PPOAgent.load(file).policy
     assert all(parameter.requires_grad for parameter in policy.parameters())
+
+
+def test_a_file_that_does_not_name_the_parameters_of_the_optimizer_stays_loadable(saved, file):
+    change_document(file, optimizer_order=None)
+    loaded, state = PPOAgent.load(file), saved[0]._learner.state_dict()
+    for name, tensor in loaded._learner.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
 
 
 def test_a_file_of_format_version_1_stays_loadable():

@@ -122,6 +122,27 @@ def test_what_is_loaded_between_updates_is_trained_on_in_both():
     assert_bitwise_equal(runs[0][0], runs[1][0])
 
 
+def test_counts_of_single_parameters_go_to_both():
+    def disturb(number, policy, learner, batch):
+        if number == 0:
+            policy.critic_body.requires_grad_(False)
+        if number == 1:
+            policy.critic_body.requires_grad_(True)
+        if number == 4:  # the other process runs, and has other spans
+            state = learner.state_dict()
+            assert state["critic.step"].tolist() == [27.0, 27.0, 36.0, 36.0]
+            assert state["actor.step"].tolist() == 36.0
+            learner.load_state_dict(state | {"critic.step": torch.tensor([2.0, 3.0, 3.0, 1.0])})
+
+    runs = [
+        trained(build, wanted, rows=(48,) * UPDATES, disturb=disturb) for wanted in (False, True)
+    ]
+    assert runs[1][2] >= 2
+    assert runs[1][0]["optimizer.critic.step"].tolist() == [11.0, 12.0, 12.0, 10.0]
+    assert_bitwise_equal(runs[0][0], runs[1][0])
+    assert runs[0][1] == runs[1][1]
+
+
 def test_a_buffer_without_numbers_is_shared_too():
     def make():
         policy = build()

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -209,7 +210,9 @@ def test_the_moments_of_what_is_frozen_and_released_leave_all_others_alone():
     learner._take_up_changes()
     assert moments(learner).keys() == before.keys() - body
     assert all(torch.equal(state, before[key]) for key, state in moments(learner).items())
-    assert learner._optimizer._step_count == 18.0  # 2 updates, 3 epochs, 3 minibatches
+    assert {*itertools.chain(*learner._optimizer.step_counts)} == {
+        18.0
+    }  # 2 updates, 3 epochs, 3 minibatches
 
     train(policy, learner, range(2, 4))
     frozen = moments(learner)
@@ -217,7 +220,10 @@ def test_the_moments_of_what_is_frozen_and_released_leave_all_others_alone():
     learner._take_up_changes()
     for key, state in moments(learner).items():
         assert torch.equal(state, torch.zeros_like(state) if key in body else frozen[key])
-    assert learner._optimizer._step_count == 36.0
+    counts = zip(
+        learner._optimizer.members, itertools.chain(*learner._optimizer.step_counts), strict=True
+    )
+    assert all(count == (0.0 if id(p) in body else 36.0) for p, count in counts)
 
 
 def test_a_part_frozen_from_elsewhere_does_not_change_how_the_rest_learns():
@@ -247,3 +253,86 @@ def test_a_parameter_exchanged_for_another_starts_without_moments():
     new = {id(parameter) for parameter in policy.value_head.parameters()}
     for key, state in moments(learner).items():
         assert torch.equal(state, torch.zeros_like(state) if key in new else before[key])
+
+
+def step_both(layers, twins, flat, adam, generator, max_norm=0.5):
+    """One step with the same gradients of what is trained, by this optimizer and by torch's."""
+    for one, other in zip(layers.parameters(), twins.parameters(), strict=True):
+        gradient = torch.randn(one.shape, generator=generator)
+        other.grad = gradient if other.requires_grad else None
+        if one.requires_grad:
+            one.grad.copy_(gradient)
+    flat.step(1e-2, max_norm)
+    for own in (twins[:2], twins[2:]):
+        nn.utils.clip_grad_norm_([p for p in own.parameters() if p.requires_grad], max_norm)
+    adam.step()
+
+
+@pytest.mark.parametrize("change", ["freeze", "replace"])
+@pytest.mark.parametrize("saved", [False, True])
+def test_what_is_released_or_replaced_learns_as_in_torch(change, saved):
+    (layers, _), (twins, _) = groups_of_layers(), groups_of_layers()
+    regroup = lambda: {"actor": [*layers[:2].parameters()], "critic": [*layers[2].parameters()]}  # noqa: E731
+    adam = torch.optim.Adam(twins.parameters(), lr=1e-2, eps=1e-5)
+    generator = torch.Generator().manual_seed(0)
+    for part in (layers, twins):
+        part[0].weight.requires_grad_(change != "freeze")
+    flat = FlatAdam(regroup(), 1e-5)
+    for _ in range(50):
+        step_both(layers, twins, flat, adam, generator)
+    if change == "freeze":
+        for part in (layers, twins):
+            part[0].weight.requires_grad_(True)
+    else:
+        weight = torch.randn(5, 3, generator=generator)
+        layers[0].weight, twins[0].weight = (nn.Parameter(weight.clone()) for _ in range(2))
+        adam.param_groups[0]["params"][0] = twins[0].weight
+    start = layers[0].weight.detach().clone()
+    heir = FlatAdam(regroup(), 1e-5)
+    heir.take_over(flat)
+    for number in range(10):
+        if saved and number == 5:
+            state = heir.state_dict()
+            assert state["actor.step"].tolist() == [5.0, 55.0, 55.0, 55.0]
+            assert state["critic.step"].tolist() == 55.0
+            heir = FlatAdam(regroup(), 1e-5)
+            heir.load_state_dict(state)
+            assert_bitwise_equal(heir.state_dict(), state)
+        step_both(layers, twins, heir, adam, generator)
+    for one, other in zip(layers.parameters(), twins.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert 0.0 < (layers[0].weight - start).abs().max() <= 0.101  # 10 steps of 0.01
+
+
+def test_one_count_for_a_network_is_read_for_all_its_parameters():
+    _, groups = groups_of_layers()
+    flat = FlatAdam(groups, 1e-5)
+    state = flat.state_dict()
+    assert state["actor.step"].shape == ()
+    flat.load_state_dict(state | {"actor.step": torch.full((4,), 3.0)})
+    assert flat.state_dict()["actor.step"].tolist() == 3.0  # one count, so one number
+    flat.load_state_dict(state | {"actor.step": torch.tensor([3.0, 1.0, 1.0, 2.0])})
+    assert flat.step_counts == [[3.0, 1.0, 1.0, 2.0], [0.0, 0.0]]
+    before = flat.state_dict()
+    with pytest.raises(ValueError, match="optimizer state"):
+        flat.load_state_dict(state | {"actor.step": torch.zeros(3)})
+    assert_bitwise_equal(flat.state_dict(), before)
+
+
+def test_spans_of_equal_counts_are_bit_for_bit_the_whole_vector():
+    """Without a change nothing is cut; and where it is, every number is as it would be."""
+    trained = []
+    for cut in (False, True):
+        policy = build()
+        learner = make_learner(policy)
+        train(policy, learner, range(2))
+        adam = learner._optimizer
+        if cut:
+            counts = adam.step_counts
+            adam.step_counts = [[*range(len(own))] for own in counts]
+            assert len(adam._whole[0]) == sum(map(len, counts))
+            adam.step_counts = counts
+        assert len(adam._whole[0]) == len(adam.names)
+        train(policy, learner, range(2, 4))
+        trained.append(parts(policy, learner))
+    assert_bitwise_equal(*trained)

@@ -171,7 +171,7 @@ class CriticProcess:
             self._sequences.put(batch.sequences)
         state = generator.get_state().numpy().tobytes()
         try:
-            self._conn.send((_LIBC.sched_getcpu(), state, self._optimizer.step_count, loss, rates))
+            self._conn.send((_LIBC.sched_getcpu(), state, self._optimizer.step_counts, loss, rates))
             start = time.monotonic()
             fields = {k: tree for k, tree in batch.fields.items() if k not in _CRITICS}
             rows = Batch(sequences=batch.sequences, **fields)
@@ -230,10 +230,10 @@ class CriticProcess:
         generator = torch.Generator()
         with contextlib.suppress(EOFError, OSError), torch.no_grad(), np.errstate(all="ignore"):
             while True:
-                processor, state, step_count, loss, rates = conn.recv()
+                processor, state, step_counts, loss, rates = conn.recv()
                 _leave(processor)
                 generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
-                self._optimizer.step_count = step_count
+                self._optimizer.step_counts = step_counts
                 for tensor, shared in zip(self._others, self._copies, strict=True):
                     tensor.copy_(shared)
                 sequences = None if self._sequences is None else self._sequences.get()

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ppo.learner.flat_optimizer import FlatOptimizer, copy_state, in_shared_memory
+from ppo.learner.flat_optimizer import (
+    FlatOptimizer,
+    copy_state,
+    in_shared_memory,
+    run_lengths,
+)
 
 __all__ = ["FlatAdam"]
 
@@ -18,6 +24,8 @@ _BETAS = (0.9, 0.999)
 
 class FlatAdam(FlatOptimizer):
     """Adam (Kingma and Ba 2015, algorithm 1), all networks of a type in one call of torch.
+
+    A parameter that is new to it (see `take_over`) counts its steps from 0, as in `torch.optim`.
 
     Args:
         groups: Parameters by network, see `FlatOptimizer`.
@@ -53,11 +61,24 @@ class FlatAdam(FlatOptimizer):
                 for moments in (exp_avg, exp_avg_sq)
             )
         self._exp_avg, self._exp_avg_sq = self._parts_of(exp_avg), self._parts_of(exp_avg_sq)
-        # Counted once for all: they take every step together.
-        self._step_count = torch.zeros((), dtype=torch.float32, device=self.parameters[0].device)
-        self._counter = self._step_count.numpy() if self._on_cpu else self._step_count
-        parts = zip(self.parameters, self.gradients, self._exp_avg, self._exp_avg_sq, strict=True)
-        self._by_network = [[*([x] for x in part), [], [self._step_count]] for part in parts]
+        self._count_from([[0.0] * len(members) for members in self._members])
+
+    def _count_from(self, counts: Sequence[Sequence[float]]) -> None:
+        """Count on from these steps, given for each parameter of each network.
+
+        Neighbours of the same count are handed to torch as one span of the vectors: as a rule the
+        whole network, and all networks share one count, since they take every step together.
+        """
+        different = sorted({count for own in counts for count in own})
+        self._places = [[different.index(count) for count in own] for own in counts]
+        device = self.parameters[0].device
+        self._steps = torch.tensor(different, dtype=torch.float32, device=device)
+        self._counter = self._steps.numpy() if self._on_cpu else self._steps
+        lengths = [run_lengths(own) for own in self._places]
+        vectors = (self.parameters, self.gradients, self._exp_avg, self._exp_avg_sq)
+        spans = zip(*(self._spans(vector, lengths) for vector in vectors), strict=True)
+        steps = ([self._steps[i] for i, _ in itertools.groupby(own)] for own in self._places)
+        self._by_network = [[*part, [], own] for part, own in zip(spans, steps, strict=True)]
         self._whole = _joined(self._by_network)
 
     def _descend(self, learning_rate: float | list[float]) -> None:
@@ -69,13 +90,14 @@ class FlatAdam(FlatOptimizer):
             self._update(*lists, lr=rate)
 
     @property
-    def step_count(self) -> float:
-        """Steps taken so far."""
-        return float(self._step_count)
+    def step_counts(self) -> list[list[float]]:
+        """Steps taken so far with each parameter of each network."""
+        steps = self._steps.tolist()
+        return [[steps[place] for place in own] for own in self._places]
 
-    @step_count.setter
-    def step_count(self, steps: float) -> None:
-        self._step_count.fill_(steps)
+    @step_counts.setter
+    def step_counts(self, counts: list[list[float]]) -> None:
+        self._count_from(counts)
 
     def step_some(
         self, networks: Sequence[int], learning_rate: float | list[float], max_grad_norm: float
@@ -93,14 +115,18 @@ class FlatAdam(FlatOptimizer):
 
     def take_over(self, other: Self) -> None:
         """Continue with another optimizer's moments where a parameter is its too."""
-        self._step_count.copy_(other._step_count)
+        counts = dict(zip(map(id, other.members), itertools.chain(*other.step_counts), strict=True))
+        self._count_from([[counts.get(id(p), 0.0) for p in group] for group in self._members])
         theirs = {id(p): state for p, *state in other._split(other._exp_avg, other._exp_avg_sq)}
         for parameter, *state in self._split(self._exp_avg, self._exp_avg_sq):
             for ours, old in zip(state, theirs.get(id(parameter), ()), strict=False):
                 ours.copy_(old)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Copies of the moments and step counts, named `<network>.<name>`."""
+        """Copies of the moments and step counts, named `<network>.<name>`.
+
+        A network's step count is one number, or one per parameter where they differ.
+        """
         return {name: tensor.clone() for name, tensor in self._state().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -109,14 +135,18 @@ class FlatAdam(FlatOptimizer):
         Raises:
             ValueError: Names or shapes are not those of this optimizer.
         """
-        copy_state(state, self._state())
+        counts = [torch.zeros(len(members)) for members in self._members]
+        for index, name in enumerate(self.names):
+            if not state.get(f"{name}.step", counts[index]).ndim:
+                counts[index] = torch.zeros(())
+        copy_state(state, self._state(counts))
+        groups = zip(counts, self._members, strict=True)
+        self._count_from([own.expand(len(members)).tolist() for own, members in groups])
 
-    def _state(self) -> dict[str, Tensor]:
-        kinds = {
-            "exp_avg": self._exp_avg,
-            "exp_avg_sq": self._exp_avg_sq,
-            "step": [self._step_count] * len(self.names),
-        }
+    def _state(self, counts: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
+        if counts is None:
+            counts = [self._steps[own[0] if len({*own}) == 1 else own] for own in self._places]
+        kinds = {"exp_avg": self._exp_avg, "exp_avg_sq": self._exp_avg_sq, "step": counts}
         return {
             f"{name}.{kind}": tensors[index]
             for kind, tensors in kinds.items()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import itertools
 import math
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from typing_extensions import Self
 
 from ppo.errors import ConfigError
 
-__all__ = ["FlatOptimizer", "in_shared_memory"]
+__all__ = ["FlatOptimizer", "in_shared_memory", "run_lengths"]
 
 _ONE_THREAD = 8192  # numbers
 
@@ -91,6 +92,16 @@ class FlatOptimizer(abc.ABC):
         for group, *own in zip(self._members, *vectors, strict=True):
             sizes = [parameter.numel() for parameter in group]
             yield from zip(group, *(vector.split(sizes) for vector in own), strict=True)
+
+    def _spans(
+        self, vectors: Sequence[Tensor], lengths: Sequence[Sequence[int]]
+    ) -> list[list[Tensor]]:
+        """Views of each network's vector that hold so many neighbouring parameters each."""
+        spans = []
+        for vector, group, own in zip(vectors, self._members, lengths, strict=True):
+            sizes = iter([parameter.numel() for parameter in group])
+            spans.append([*vector.split([sum(itertools.islice(sizes, n)) for n in own])])
+        return spans
 
     def bind(self) -> None:
         """Make every parameter and gradient a view of its vector, keeping its present value."""
@@ -189,6 +200,11 @@ def in_shared_memory(tensor: Tensor) -> Tensor:
     block = mmap.mmap(-1, tensor.nbytes)
     shared = torch.frombuffer(block, dtype=tensor.dtype, count=tensor.numel())
     return shared.view(tensor.shape).copy_(tensor)
+
+
+def run_lengths(values: Sequence[object]) -> list[int]:
+    """How many neighbours are equal, from the first to the last."""
+    return [len(list(run)) for _, run in itertools.groupby(values)]
 
 
 def copy_state(state: Mapping[str, Tensor], *homes: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

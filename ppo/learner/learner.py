@@ -21,6 +21,7 @@ from ppo.learner.critic_process import CriticProcess
 from ppo.learner.eager import METRICS, EagerGradient, Gradient, LossSettings
 from ppo.learner.flat_adam import FlatAdam
 from ppo.learner.flat_optimizer import FlatOptimizer
+from ppo.learner.parameter_order import ParameterOrder, in_order, parameter_order
 from ppo.learner.recorded import RecordedGradient
 from ppo.learner.settings import LearnerSettings
 from ppo.learner.torch_optimizer import TorchOptimizer, check_parameters
@@ -272,6 +273,19 @@ class Learner:
         if self._settings.adaptive_kl is not None:
             tensors[_SCALE] = torch.tensor(self._rate_scale, dtype=torch.float64)
         return tensors
+
+    def parameter_order(self) -> ParameterOrder | None:
+        """Names and sizes of the parameters, in the order of `state_dict`; see `in_order`."""
+        return parameter_order(self._policy, self._optimizer)
+
+    def in_order(self, tensors: Mapping[str, Tensor], given: ParameterOrder) -> dict[str, Tensor]:
+        """What a learner with its parameters in the given order returned, in the order of this one.
+
+        Raises:
+            ValueError: It was of other parameters.
+        """
+        own = self.parameter_order()
+        return dict(tensors) if own is None else in_order(tensors, given, own)
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `state_dict` returned; without a scale it is 1.

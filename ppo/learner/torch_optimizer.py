@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ppo.errors import ConfigError
-from ppo.learner.flat_optimizer import FlatOptimizer, copy_state
+from ppo.learner.flat_optimizer import FlatOptimizer, copy_state, run_lengths
 
 __all__ = ["UNFIT", "TorchOptimizer", "check_options", "check_parameters", "optimizer_names"]
 
@@ -29,6 +29,10 @@ _BY_NUMBER = frozenset(
     )
 )
 """Those that treat every number by itself, and so a vector as they would its parts."""
+
+
+_FIRST_COUNTS = {"step": 0.0, "mu_product": 1.0}
+"""What is kept of a parameter before its first step, where that is not what is kept after one."""
 
 
 def optimizer_names() -> list[str]:
@@ -77,7 +81,8 @@ class TorchOptimizer(FlatOptimizer):
     """An optimizer of `torch.optim`, with one group of parameters per network.
 
     One that works number by number is handed the vectors of the networks, which it treats as it
-    would their parts. Any other may look at shapes: it is handed each parameter in its own.
+    would their parts; where parameters have taken different numbers of steps, spans of the vectors.
+    Any other may look at shapes: it is handed each parameter in its own.
 
     Args:
         groups: Parameters by network, see `FlatOptimizer`.
@@ -94,16 +99,24 @@ class TorchOptimizer(FlatOptimizer):
         super().__init__(groups)
         self._name, self._options = name, options
         self._by_network = name in _BY_NUMBER
-        self._tensors = self._handed(self.parameters)
+        self._cut([[len(members)] for members in self._members])
+
+    def _cut(self, lengths: list[list[int]]) -> None:
+        """Make the optimizer anew, over spans of so many neighbouring parameters."""
+        self._lengths = lengths
+        self._tensors = self._handed(self.parameters, lengths)
         self._optimizer = self._make(self._tensors, 0.0)
-        for own, gradients in zip(self._tensors, self._handed(self.gradients), strict=True):
+        handed = self._handed(self.gradients, lengths)
+        for own, gradients in zip(self._tensors, handed, strict=True):
             for tensor, gradient in zip(own, gradients, strict=True):
                 tensor.grad = gradient
 
-    def _handed(self, vectors: Sequence[Tensor]) -> list[list[Tensor]]:
-        """What the optimizer is handed of each network's vector: all of it, or its parameters."""
+    def _handed(
+        self, vectors: Sequence[Tensor], lengths: Sequence[Sequence[int]]
+    ) -> list[list[Tensor]]:
+        """What the optimizer is handed of each network's vector: spans of it, or its parameters."""
         if self._by_network:
-            return [[vector] for vector in vectors]
+            return self._spans(vectors, lengths)
         parts = (part.view(parameter.shape) for parameter, part in self._split(vectors))
         return [list(itertools.islice(parts, len(members))) for members in self._members]
 
@@ -126,36 +139,63 @@ class TorchOptimizer(FlatOptimizer):
         old = other._states()
         if not any(old):
             return  # it keeps nothing, or has not taken a step
-        new = self._states_after_a_step(other._optimizer.param_groups[0]["lr"])
+        after_a_step = self._states_after_a_step(other._optimizer.param_groups[0]["lr"])
         known = dict(other._by_parameter(old))
-        for key, state in self._by_parameter(new):
+        new = []
+        for key, begun in self._by_parameter(after_a_step):
+            state = {kind: tensor.clone() for kind, tensor in begun.items()}
             for kind, ours in state.items():
                 if key in known:
                     ours.copy_(known[key][kind])
-                elif self._by_network and ours.ndim == 0:
-                    ours.copy_(old[0][kind])  # a count: networks take every step together
-        self._use(new)
+                elif kind in _FIRST_COUNTS:
+                    ours.fill_(_FIRST_COUNTS[kind])
+            new.append(state)
+        self._go_on_with(new)
 
     def _by_parameter(
         self, states: Sequence[Mapping[str, Tensor]]
     ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """What is kept of every parameter, by its id; with the counts of its network."""
+        """What is kept of every parameter, by its id; with the counts of its span."""
         if not self._by_network:
             yield from zip(map(id, self.members), map(dict, states), strict=True)
             return
-        for members, state in zip(self._members, states, strict=True):
-            sizes = [parameter.numel() for parameter in members]
+        members = iter(self.members)
+        for length, state in zip(itertools.chain(*self._lengths), states, strict=True):
+            span = list(itertools.islice(members, length))
+            sizes = [parameter.numel() for parameter in span]
             parts = {kind: x.split(sizes) for kind, x in state.items() if x.ndim}
             counts = {kind: x for kind, x in state.items() if x.ndim == 0}
-            for index, parameter in enumerate(members):
+            for index, parameter in enumerate(span):
                 yield id(parameter), counts | {kind: x[index] for kind, x in parts.items()}
+
+    def _go_on_with(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Have this state of every parameter; neighbours of the same counts are one span."""
+        if self._by_network:
+            counts = iter(
+                [{k: float(x) for k, x in state.items() if not x.ndim} for state in states]
+            )
+            self._cut([run_lengths([*itertools.islice(counts, len(m))]) for m in self._members])
+            rest = iter(states)
+            runs = [[*itertools.islice(rest, n)] for n in itertools.chain(*self._lengths)]
+            states = [
+                {k: torch.cat([s[k] for s in run]) if x.ndim else x for k, x in run[0].items()}
+                for run in runs
+            ]
+        for tensor, state in zip(itertools.chain(*self._tensors), states, strict=True):
+            self._optimizer.state[tensor] = dict(state)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of what the optimizer keeps.
 
-        They are named `<network>.<name>`, or `<network>.<number>.<name>` of a single parameter.
+        They are named `<network>.<name>`, or `<network>.<number>.<name>` of a single parameter. A
+        network's count is one number, or one per parameter where they differ.
         """
-        return {name: tensor.clone() for name, tensor in self._named(self._states()).items()}
+        tensors: dict[str, Tensor] = {}
+        several = {name: len(own) > 1 for name, own in zip(self.names, self._lengths, strict=True)}
+        for label, group in self._labelled(self._states()):
+            joined = {k: _joined(group, k, several.get(label, False)) for k in group[0]}
+            tensors |= {f"{label}.{kind}": tensor for kind, tensor in joined.items()}
+        return tensors
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `state_dict` returned.
@@ -165,8 +205,24 @@ class TorchOptimizer(FlatOptimizer):
         """
         fresh = _states_of(self._make(self._tensors, 0.0), self._tensors)
         later = self._states_after_a_step()
-        homes = [self._named(fresh), self._named(later)]
-        self._use(fresh if copy_state(state, *homes) is homes[0] else later)
+        homes = [self._room(fresh, state), self._room(later, state)]
+        home = copy_state(state, *homes)
+        loaded: list[dict[str, Tensor]] = []
+        for label, group in self._labelled(fresh if home is homes[0] else later):
+            loaded += _parted(group, {kind: home[f"{label}.{kind}"] for kind in group[0]})
+        self._go_on_with(loaded)
+
+    def _room(
+        self, states: Sequence[Mapping[str, Tensor]], given: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What `state_dict` would return of these states, with counts as the given ones are."""
+        return {
+            (name := f"{label}.{kind}"): _joined(
+                group, kind, name in given and given[name].ndim > 0
+            )
+            for label, group in self._labelled(states)
+            for kind in group[0]
+        }
 
     def _states(self) -> list[dict[str, Tensor]]:
         return _states_of(self._optimizer, self._tensors)
@@ -183,21 +239,38 @@ class TorchOptimizer(FlatOptimizer):
         optimizer.step()
         return _states_of(optimizer, tensors)
 
-    def _named(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        labels = [
-            name if self._by_network else f"{name}.{number}"
-            for name, own in zip(self.names, self._tensors, strict=True)
-            for number in range(len(own))
-        ]
-        return {
-            f"{label}.{kind}": tensor
-            for label, state in zip(labels, states, strict=True)
-            for kind, tensor in state.items()
-        }
+    def _labelled(
+        self, states: Sequence[Mapping[str, Tensor]]
+    ) -> Iterator[tuple[str, list[dict[str, Tensor]]]]:
+        """The states of the parameters of each network, or of each parameter, with their names."""
+        rest = iter([state for _, state in self._by_parameter(states)])
+        for name, members in zip(self.names, self._members, strict=True):
+            own = list(itertools.islice(rest, len(members)))
+            if self._by_network:
+                yield name, own
+            else:
+                yield from ((f"{name}.{number}", [state]) for number, state in enumerate(own))
 
-    def _use(self, states: Sequence[dict[str, Tensor]]) -> None:
-        for tensor, state in zip(itertools.chain(*self._tensors), states, strict=True):
-            self._optimizer.state[tensor] = state
+
+def _joined(group: Sequence[Mapping[str, Tensor]], kind: str, several: bool) -> Tensor:
+    """A copy of what is kept of a network's parameters; of a count one number, or several."""
+    parts = [state[kind] for state in group]
+    if parts[0].ndim:
+        return torch.cat(parts)
+    return torch.stack(parts) if several else parts[0].clone()
+
+
+def _parted(
+    group: Sequence[Mapping[str, Tensor]], joined: Mapping[str, Tensor]
+) -> list[dict[str, Tensor]]:
+    """What `_joined` made one, for each parameter."""
+    parts = {
+        kind: x.split([len(state[kind]) for state in group])
+        if group[0][kind].ndim
+        else x.expand(len(group)).unbind()
+        for kind, x in joined.items()
+    }
+    return [{kind: parts[kind][index] for kind in parts} for index in range(len(group))]
 
 
 def _states_of(

@@ -1860,8 +1860,8 @@ OPTIONS = [
     Mutant(
         "an optimizer that looks at shapes is handed flat vectors",
         "learner/torch_optimizer.py",
-        "if self._by_network:\n            return [[vector]",
-        "if True:\n            return [[vector]",
+        "if self._by_network:\n            return self._spans(",
+        "if True:\n            return self._spans(",
         ("torch_optimizer",),
     ),
     Mutant(
@@ -1879,11 +1879,39 @@ OPTIONS = [
         ("torch_optimizer",),
     ),
     Mutant(
-        "a released parameter counts the steps of others",
+        "a released parameter begins with another optimizer than Adam after its first step",
         "learner/torch_optimizer.py",
-        "elif self._by_network and ours.ndim == 0:",
-        "elif ours.ndim == 0:",
+        "ours.fill_(_FIRST_COUNTS[kind])",
+        "pass",
         ("torch_optimizer",),
+    ),
+    Mutant(
+        "a released parameter counts the steps of others",
+        "learner/flat_adam.py",
+        "counts.get(id(p), 0.0)",
+        "counts.get(id(p), max(counts.values()))",
+        ("flat_adam",),
+    ),
+    Mutant(
+        "a policy with its layers in another order is loaded with the moments of others",
+        "learner/parameter_order.py",
+        "return torch.cat([parts[place] for place in places])",
+        "return tensor",
+        ("parameter_order",),
+    ),
+    Mutant(
+        "matrices are loaded with the moments of others in another order",
+        "learner/parameter_order.py",
+        "places.index(int(number))",
+        "int(number)",
+        ("parameter_order",),
+    ),
+    Mutant(
+        "neighbours are stepped together whatever their counts",
+        "learner/flat_optimizer.py",
+        "[len(list(run)) for _, run in itertools.groupby(values)]",
+        "[len(values)]",
+        ("flat_adam", "torch_optimizer"),
     ),
     Mutant(
         "an unknown environment ends the command like a failure",
@@ -1954,7 +1982,7 @@ HELPER = [
     Mutant(
         "the second process goes on with the step count it was born with",
         "learner/critic_process.py",
-        "self._optimizer.step_count = step_count",
+        "self._optimizer.step_counts = step_counts",
         "pass",
         ("critic_process",),
     ),
