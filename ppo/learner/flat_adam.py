@@ -61,6 +61,8 @@ class FlatAdam(FlatOptimizer):
                 for moments in (exp_avg, exp_avg_sq)
             )
         self._exp_avg, self._exp_avg_sq = self._parts_of(exp_avg), self._parts_of(exp_avg_sq)
+        self._places: list[list[int]] = []  # in `_steps`, of the count of each parameter
+        self._steps: Tensor
         self._count_from([[0.0] * len(members) for members in self._members])
 
     def _count_from(self, counts: Sequence[Sequence[float]]) -> None:
@@ -70,15 +72,19 @@ class FlatAdam(FlatOptimizer):
         whole network, and all networks share one count, since they take every step together.
         """
         different = sorted({count for own in counts for count in own})
-        self._places = [[different.index(count) for count in own] for own in counts]
+        places = [[different.index(count) for count in own] for own in counts]
         device = self.parameters[0].device
-        self._steps = torch.tensor(different, dtype=torch.float32, device=device)
+        steps = torch.tensor(different, dtype=torch.float32, device=device)
+        if places == self._places:  # the spans are there
+            self._steps.copy_(steps)
+            return
+        self._places, self._steps = places, steps
         self._counter = self._steps.numpy() if self._on_cpu else self._steps
-        lengths = [run_lengths(own) for own in self._places]
+        lengths = [run_lengths(own) for own in places]
         vectors = (self.parameters, self.gradients, self._exp_avg, self._exp_avg_sq)
         spans = zip(*(self._spans(vector, lengths) for vector in vectors), strict=True)
-        steps = ([self._steps[i] for i, _ in itertools.groupby(own)] for own in self._places)
-        self._by_network = [[*part, [], own] for part, own in zip(spans, steps, strict=True)]
+        own_steps = ([steps[i] for i, _ in itertools.groupby(own)] for own in places)
+        self._by_network = [[*part, [], own] for part, own in zip(spans, own_steps, strict=True)]
         self._whole = _joined(self._by_network)
 
     def _descend(self, learning_rate: float | list[float]) -> None:
