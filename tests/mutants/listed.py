@@ -1193,6 +1193,27 @@ LEARNER = [
         ("recorded_sequences", "critic_process"),
     ),
     Mutant(
+        "what a policy reads elsewhere may change unseen",
+        "learner/recorded.py",
+        "first and not recording.is_of_collector(batch)",
+        "False",
+        ("recorded",),
+    ),
+    Mutant(
+        "only the actor is checked at the beginning of an update",
+        "learner/gradient_recording.py",
+        " and _close(values, batch.values.numpy())",
+        "",
+        ("recorded",),
+    ),
+    Mutant(
+        "two processes begin an update with what is stale",
+        "learner/learner.py",
+        "if not self._gradient.begins_well(first, loss):",
+        "if False:",
+        ("critic_process",),
+    ),
+    Mutant(
         "the recorded gradient punishes entropy",
         "learner/gradient_recording.py",
         "_d_entropy, -settings.entropy_coef",
