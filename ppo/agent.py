@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from ppo import assembly
 from ppo._checks import as_device, check_callable, whole_number
+from ppo._modes import ordinary_mode
 from ppo.acting import act
 from ppo.collector import CollectorState, RolloutCollector
 from ppo.config import PPOConfig
@@ -161,6 +162,7 @@ class PPOAgent:
         check_callable("callback", callback)
         goal = self.steps + whole_number("steps", steps)
         with (
+            ordinary_mode(),
             assembly.configured_collector(
                 env,
                 self.config,
@@ -223,14 +225,10 @@ class PPOAgent:
     def _report(self, rollout: Rollout, metrics: dict[str, float]) -> Report:
         self._recent.extend(rollout.episodes)
         metrics |= episode_means(self._recent)
-        return Report(
-            steps=self.steps,
-            goal=self.goal,
-            updates=self.updates,
-            metrics=metrics,
-            episodes=rollout.episodes,
-        )
+        counts = {"steps": self.steps, "goal": self.goal, "updates": self.updates}
+        return Report(**counts, metrics=metrics, episodes=rollout.episodes)
 
+    @ordinary_mode()
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Improve the policy on one rollout: the whole of PPO.
 
@@ -395,6 +393,7 @@ class PPOAgent:
         """
         make = functools.partial(cls, device=device, logger=logger)
         agent: PPOAgent
-        agent, episodes = read_agent(path, policy, make)
+        with ordinary_mode():
+            agent, episodes = read_agent(path, policy, make)
         agent.left_off = episodes
         return agent

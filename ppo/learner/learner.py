@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ppo._allocator import keep_freed_memory
+from ppo._modes import ordinary_mode
 from ppo._threads import threads
 from ppo.errors import ConfigError, NonFiniteError
 from ppo.learner.adaptive_rate import MAX_SCALE, MIN_SCALE, adapted_scale
@@ -62,6 +63,7 @@ class Learner:
                 )
         self._build()
 
+    @ordinary_mode()
     def _build(self) -> None:
         check_parameters(self._settings.optimizer, self._policy)
         groups = parameter_groups(self._policy)
