@@ -7,7 +7,7 @@ import math
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -62,6 +62,10 @@ class Learner:
                     f"it has {', '.join(groups)}; a body that is shared has one rate"
                 )
         self._build()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies have no second process."""
+        return vars(self) | {"_helped": False, "_helper": None}
 
     @ordinary_mode()
     def _build(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,10 @@ class RecordedGradient:
         self._fingerprint: Fingerprint | None = None
         self._repeatable = False
         self._checked = False  # the recordings, in this update
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies record anew: a recording is of tensors at their places in this process."""
+        return vars(self) | {"_recordings": {}, "_fingerprint": None, "_repeatable": False}
 
     @staticmethod
     def supports(optimizer: FlatOptimizer) -> bool:
