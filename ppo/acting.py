@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ppo._modes import ordinary_mode
 from ppo.errors import SpaceError
 from ppo.policies.protocol import Policy, generator_on, policy_device, takes
 from ppo.policies.state import PolicyState, frame_stack_of
@@ -57,7 +58,7 @@ def act(
     if remembers:
         arguments["state"] = to_device(state.memory)
     seen = state.see(batch, frame_stack_of(policy))
-    with torch.no_grad():
+    with ordinary_mode(), torch.no_grad():
         raw = policy.act(map_tree(to_device, seen), **arguments)
     if remembers:
         raw, memory = raw

@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from ppo import assembly
 from ppo._checks import as_device, check_callable, whole_number
+from ppo._modes import ordinary_mode
 from ppo.acting import act
 from ppo.collector import CollectorState, RolloutCollector
 from ppo.config import PPOConfig
@@ -89,12 +90,11 @@ class PPOAgent:
         self.device = as_device(device)
         self.policy: Any = None
         self._trained: nn.Module | None = None
-        self.steps = self.updates = 0
+        self.steps = self.updates = self.goal = 0
         self.observation_space: Space | None = None
         self.action_space: Space | None = None
         self.left_off: CollectorState | None = None
         self._logger = logger
-        self.goal = 0
         self._learn_calls = 0
         self._generator = torch.Generator().manual_seed(self._child_seed(0))
         self._act_generator = torch.Generator().manual_seed(self._child_seed(1))
@@ -103,6 +103,10 @@ class PPOAgent:
         self._recent: deque[Episode] = deque(maxlen=100)
         if policy is not None:
             self._adopt(policy)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: a running `learn` as `save` has it, without its collector."""
+        return vars(self) | {"left_off": self._episodes(), "_between_rollouts": None}
 
     def _child_seed(self, key: int) -> int:
         sequence = np.random.SeedSequence(self.seed, spawn_key=(key,))
@@ -161,6 +165,7 @@ class PPOAgent:
         check_callable("callback", callback)
         goal = self.steps + whole_number("steps", steps)
         with (
+            ordinary_mode(),
             assembly.configured_collector(
                 env,
                 self.config,
@@ -222,15 +227,11 @@ class PPOAgent:
 
     def _report(self, rollout: Rollout, metrics: dict[str, float]) -> Report:
         self._recent.extend(rollout.episodes)
-        metrics |= episode_means(self._recent)
-        return Report(
-            steps=self.steps,
-            goal=self.goal,
-            updates=self.updates,
-            metrics=metrics,
-            episodes=rollout.episodes,
-        )
+        where = {"steps": self.steps, "goal": self.goal, "updates": self.updates}
+        known = metrics | episode_means(self._recent)
+        return Report(**where, metrics=known, episodes=rollout.episodes)
 
+    @ordinary_mode()
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Improve the policy on one rollout: the whole of PPO.
 
@@ -394,7 +395,6 @@ class PPOAgent:
             UserWarning: It was written with other versions, threads or another processor.
         """
         make = functools.partial(cls, device=device, logger=logger)
-        agent: PPOAgent
-        agent, episodes = read_agent(path, policy, make)
-        agent.left_off = episodes
+        with ordinary_mode():
+            agent: PPOAgent = read_agent(path, policy, make)
         return agent

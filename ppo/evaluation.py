@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ppo._checks import check_positive_integer
+from ppo._modes import ordinary_mode
 from ppo.collector import open_columns
 from ppo.collector.buffers import Buffers, Layout
 from ppo.collector.policy_calls import PolicyCalls
@@ -111,7 +112,7 @@ def evaluate(
         env, min(num_envs, episodes), env_kwargs=env_kwargs, autoreset_mode=autoreset_mode
     )
     columns = open_columns(source, seed)
-    with contextlib.closing(columns), _at_rest(policy):
+    with contextlib.closing(columns), _at_rest(policy), ordinary_mode():
         space = check_observation_space(columns.observation_space)
         check_policy_spaces(policy, space, columns.action_space)
         count = columns.num_envs

@@ -66,9 +66,7 @@ def write_agent(path: str | Path, agent: Any, episodes: CollectorState | None) -
     checkpoint.write_checkpoint(path, groups, document)
 
 
-def read_agent(
-    path: str | Path, policy: nn.Module | None, make_agent: Callable[..., Any]
-) -> tuple[Any, CollectorState | None]:
+def read_agent(path: str | Path, policy: nn.Module | None, make_agent: Callable[..., Any]) -> Any:
     """Read back what `write_agent` wrote.
 
     Args:
@@ -77,7 +75,7 @@ def read_agent(
         make_agent: Makes a `PPOAgent` of a policy, a config and a seed.
 
     Returns:
-        The agent, and where its episodes are.
+        The agent.
 
     Raises:
         CheckpointError: The file is missing, damaged, of another version, or does not fit.
@@ -112,8 +110,8 @@ def read_agent(
         counts = checkpoint.read_counts(document, "steps", "updates", "goal", "learn_calls")
         agent.steps, agent.updates, agent.goal, agent._learn_calls = counts
         agent._recent.extend(checkpoint.read_episodes(document))
-        episodes = _read_episodes(document, groups.get("episodes", {}))
-    return agent, episodes
+        agent.left_off = _read_episodes(document, groups.get("episodes", {}))
+    return agent
 
 
 def _read_episodes(

@@ -21,6 +21,7 @@ FLOORS = [
         "_checks",
         "_files",
         "_masks",
+        "_modes",
         "_reductions",
         "_scan",
         "_threads",
@@ -123,7 +124,7 @@ def test_the_ground_knows_mathematics_only(module):
 def test_the_collector_knows_a_policy_as_a_protocol_only(module):
     allowed = ("_checks", "envs", "errors", "rollout", "spaces", "policies.protocol", "trees")
     allowed += ("collector", "recording", "frames", "sequences", "policies.state", "revaluation")
-    allowed += ("packing",)
+    allowed += ("packing", "_modes")
     assert [name for name in own_imports(module) if not name.startswith(allowed)] == []
 
 

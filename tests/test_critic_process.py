@@ -233,7 +233,9 @@ def test_parameters_that_their_last_step_made_infinite_are_undone_in_both(monkey
 
 
 @pytest.mark.parametrize("part", ["actor_body", "critic_body"])
-def test_a_recording_that_does_not_hold_any_more_is_found(part, monkeypatch):
+@pytest.mark.parametrize(("shows", "taken"), [(True, 2), (False, 1)])
+def test_a_recording_that_does_not_hold_any_more_is_found(part, shows, taken, monkeypatch):
+    """At once where it shows in the outputs, and another process then has another recording."""
     monkeypatch.setattr("ppo.learner.recorded._REPLAYS_PER_COMPARISON", 8)
 
     class Factor:
@@ -245,7 +247,8 @@ def test_a_recording_that_does_not_hold_any_more_is_found(part, monkeypatch):
             self.body, self.factor, self.num_features = body, factor, body.num_features
 
         def forward(self, x):
-            return self.body(x) * self.factor.value
+            y, factor = self.body(x), self.factor.value
+            return y * factor if shows else y * factor + (y * (1.0 - factor)).detach()
 
     results = []
     for wanted in (False, True):
@@ -259,9 +262,14 @@ def test_a_recording_that_does_not_hold_any_more_is_found(part, monkeypatch):
         def disturb(number, policy, learner, batch, factor=factor):
             if number == 3:
                 factor.value = 3.0
+            if not shows:  # else a batch of another policy is compared at once
+                with torch.no_grad():
+                    new = policy.evaluate(batch.obs, batch.actions)
+                batch.log_probs.copy_(new.log_probs)
+                batch.values.copy_(new.values)
 
         results.append(trained(make, wanted, disturb=disturb))
-    assert results[1][2] == 1
+    assert results[1][2] == taken
     assert_bitwise_equal(results[0][0], results[1][0])
 
 

@@ -1,5 +1,7 @@
 """A policy acts by a recording exactly where that chooses what the policy itself would choose."""
 
+import copy
+import pickle
 import random
 
 import numpy as np
@@ -281,6 +283,24 @@ def test_numpy_warns_of_no_number_in_a_replay():
     assert not np.isfinite(actions).any()
     with pytest.warns(RuntimeWarning):
         np.log(np.zeros(1))  # the setting is as it was
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda calls: pickle.loads(pickle.dumps(calls))]
+)
+def test_a_copy_has_no_recording_and_acts_as_the_original(duplicate):
+    obs = np.ones((5, 3), np.float32)
+    calls = PolicyCalls(Own(), CPU, torch.Generator().manual_seed(0), 5, ACTIONS)
+    calls.begin()
+    for _ in range(4):
+        calls.act(obs, None, None)
+    assert calls._act._recording is not None
+    copied = duplicate(calls)
+    copied.begin()
+    assert copied._act._recording is None
+    for _ in range(4):
+        assert np.array_equal(copied.act(obs, None, None), calls.act(obs, None, None))
+    assert copied._act._recording is not None
 
 
 def test_wide_networks_and_policies_that_are_no_modules_act_for_themselves():

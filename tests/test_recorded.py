@@ -8,6 +8,7 @@ first makes sure that a recording is in use.
 import copy
 import functools
 import math
+import os
 
 import numpy as np
 import pytest
@@ -950,13 +951,111 @@ def test_numpy_warns_of_no_number_in_a_replayed_update():
     assert learner._gradient.replays == [9]
 
 
-def test_hidden_state_that_changes_is_found_within_1024_replays():
+class Reads(OwnPolicy):
+    """Reads what hangs on no module."""
+
+    scale = 1.0
+
+    def __init__(self):
+        super().__init__()
+        factor = 1.0
+
+        def closure(new=None):
+            nonlocal factor
+            factor = factor if new is None else new
+            return factor
+
+        self.closure = closure
+
+    def evaluate(self, obs, actions):
+        scale = self.scale * self.closure() * GLOBAL["scale"] * float(os.environ.get("SCALE", "1"))
+        new = super().evaluate(obs, actions)
+        return Evaluation(new.log_probs * scale, new.entropy, new.values)
+
+
+class ReadsForValues(Reads):
+    def evaluate(self, obs, actions):
+        new, plain = super().evaluate(obs, actions), OwnPolicy.evaluate(self, obs, actions)
+        return Evaluation(plain.log_probs, new.entropy, new.values * self.scale)
+
+
+GLOBAL = {"scale": 1.0}
+
+
+def change_class_attribute(policy, monkeypatch):
+    monkeypatch.setattr(type(policy), "scale", 1.1, raising=False)
+
+
+def change_closure(policy, monkeypatch):
+    policy.closure(1.1)
+
+
+def change_global(policy, monkeypatch):
+    monkeypatch.setitem(GLOBAL, "scale", 1.1)
+
+
+def change_environment(policy, monkeypatch):
+    monkeypatch.setenv("SCALE", "1.1")
+
+
+ELSEWHERE = [
+    (Reads, change_class_attribute),
+    (Reads, change_closure),
+    (Reads, change_global),
+    (Reads, change_environment),
+    (ReadsForValues, change_class_attribute),
+]
+
+
+@pytest.mark.parametrize(("make", "change"), ELSEWHERE)
+def test_what_changed_outside_of_the_policy_shows_from_the_first_minibatch(
+    make, change, monkeypatch
+):
+    study = Study(make())
+    for number in range(4):
+        study.recorded(make_batch(study.policy, 8, number), LOSS)
+    change(study.policy, monkeypatch)
+    study.begin()
+    assert study.replays() == [4]  # nothing shows
+    for number in range(4):
+        study.check(collected(study.policy, 8, number), LOSS)
+    assert study.replays() == [3]  # the first minibatch was left to autograd
+
+
+def collected(policy, rows=8, seed=0):
+    """Rows with what the policy says of them."""
+    batch = make_batch(policy, rows, seed, 0.0)
+    with torch.no_grad():
+        values = policy.evaluate(batch.obs, batch.actions).values
+    return batch.replace(values=values)
+
+
+@pytest.mark.parametrize("make", [Reads, build])
+def test_rows_of_another_policy_are_compared_once_in_an_update_and_those_of_this_one_never(make):
+    study = Study(make())
+    for number in range(4):
+        study.recorded(make_batch(study.policy, 8, number), LOSS)
+    evaluate, calls = study.policy.evaluate, []
+    study.recorded._recordings[next(iter(study.recorded._recordings))]._evaluator = lambda *args: (
+        calls.append(1),
+        evaluate(args[0], args[1]),
+    )[1]
+    study.begin()
+    study.check(collected(study.policy), LOSS)
+    study.check(make_batch(study.policy, 8), LOSS)
+    assert calls == []
+    study.begin()
+    for number in range(3):
+        study.check(make_batch(study.policy, 8, number), LOSS)
+    assert calls == [1]
+    assert study.replays() == [9]
+
+
+def test_hidden_state_that_changes_within_an_update_is_found_within_1024_replays():
     study = Study(Adjustable())
     for number in range(5):
         study.recorded(make_batch(study.policy, 2, number), LOSS)
     study.policy.hidden.shift = 1.0
-    study.begin()
-    assert study.replays() == [5]  # nothing shows
     batch = make_batch(study.policy, 2, 7)
     _, wanted = study.gradient(study.eager, batch, LOSS)
     _, stale = study.gradient(study.recorded, batch, LOSS)

@@ -1,8 +1,15 @@
 """The same seed in another process: what surrounds the training changes none of its numbers."""
 
+import copy
 import os
+import pickle
 
+import gymnasium
+import pytest
 from processes import run_script
+from small_policies import OwnPolicy, assert_bitwise_equal, parts, seeded
+
+from ppo import PolicyConfig, PPOAgent, PPOConfig
 
 TRAIN = """
 import hashlib, logging, os, random, sys, tempfile
@@ -70,3 +77,51 @@ def test_hash_seed_logging_callbacks_workers_and_the_users_generators_change_not
     ]
     assert len({hashed for hashed, _ in runs}) == 2  # the hashes of strings did differ
     assert len({digest for _, digest in runs}) == 1
+
+
+# Copies
+
+
+def pickled(agent):
+    return pickle.loads(pickle.dumps(agent))
+
+
+def cartpole():
+    return gymnasium.make("CartPole-v1")
+
+
+SHORT = PPOConfig(num_envs=2, num_steps=32, num_epochs=4, minibatch_size=16, num_workers=0)
+AGENTS = {
+    "default": lambda: PPOAgent(config=SHORT),
+    "memory": lambda: PPOAgent(config=SHORT.replace(policy=PolicyConfig(memory="gru"))),
+    "own": lambda: PPOAgent(seeded(lambda: OwnPolicy(4, 2)), config=SHORT),
+    "two processes": lambda: PPOAgent(config=SHORT.replace(num_workers="auto")),
+}
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
+@pytest.mark.parametrize("env", ["CartPole-v1", cartpole])
+@pytest.mark.parametrize("make", AGENTS.values(), ids=AGENTS)
+def test_a_copied_agent_goes_on_bit_for_bit_as_the_original(make, env, duplicate):
+    agent = make().learn(env, 4 * 64)
+    copied = duplicate(agent)
+    before = parts(copied.policy, copied._learner)
+    agent.learn(env, 4 * 64)
+    assert_bitwise_equal(before, parts(copied.policy, copied._learner))
+    copied.learn(env, 4 * 64)
+    assert_bitwise_equal(*(parts(one.policy, one._learner) for one in (agent, copied)))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
+@pytest.mark.parametrize("make", AGENTS.values(), ids=AGENTS)
+def test_an_agent_that_was_copied_while_it_learned_goes_on_as_the_original(make, duplicate):
+    agent, copies = make(), []
+
+    def note(report):
+        if report.updates in (2, 5):
+            copies.append(duplicate(agent))
+
+    agent.learn("CartPole-v1", 8 * 64, callback=note)
+    for copied in copies:
+        copied.learn("CartPole-v1", 8 * 64 - copied.steps)
+        assert_bitwise_equal(*(parts(one.policy, one._learner) for one in (agent, copied)))

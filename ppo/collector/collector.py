@@ -12,6 +12,7 @@ import torch
 from typing_extensions import Self
 
 from ppo._checks import as_device, check_positive_integer
+from ppo._modes import ordinary_mode
 from ppo.collector.buffers import Buffers, Layout
 from ppo.collector.collector_state import CollectorState
 from ppo.collector.columns import Restart
@@ -164,7 +165,7 @@ class RolloutCollector:
         check_policy_spaces(policy, self.observation_space, self.action_space)
         gradients = torch.is_grad_enabled()
         try:
-            with torch.no_grad():
+            with ordinary_mode(), torch.no_grad():
                 return self._collect(self._calls_of(policy), num_steps)
         except BaseException as error:
             torch.set_grad_enabled(gradients)  # Ctrl-C may hit the end of no_grad itself

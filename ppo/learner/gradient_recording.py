@@ -98,6 +98,18 @@ class GradientRecording:
             self._programs[not critic, critic] = programs
         return sides
 
+    def is_of_collector(self, batch: Batch) -> bool:
+        """Whether log-probabilities and values are those that a minibatch was collected with.
+
+        Before the first step of an update they are, but for rounding, if the policy is the same.
+
+        Args:
+            batch: The minibatch that was looked at or replayed last, and kept.
+        """
+        columns = zip(*self._kept, strict=True)
+        log_probs, _, values, *_ = (np.concatenate(parts) for parts in columns)
+        return _close(log_probs, batch.log_probs.numpy()) and _close(values, batch.values.numpy())
+
     def agrees(self, batch: Batch | None = None) -> bool:
         """Whether autograd finds the same for the minibatch that was replayed last.
 
@@ -147,7 +159,7 @@ class GradientRecording:
             settings: Of its loss.
             actor: Do the actor's side of `split`.
             critic: Do the critic's.
-            keep: Keep what `agrees` wants to see of the whole minibatch.
+            keep: Keep what `agrees` and `is_of_collector` want to see of the whole minibatch.
         """
         programs = self._programs[actor, critic]
         self.replays += 1
@@ -163,7 +175,7 @@ class GradientRecording:
                 metrics.insert(1, self._value_loss(part, batch, settings))
             programs.finish()
             if keep:
-                self._kept.append([column[part.places].copy() for column in self._columns])
+                self._keep(part)
             return metrics
 
         metrics = run(parts[0])
@@ -177,6 +189,13 @@ class GradientRecording:
                 np.copyto(gradient, total)
         return metrics
 
+    def look(self, parts: Sequence[FixedRows]) -> None:
+        """Evaluate a minibatch with these rows for `is_of_collector`; there is no gradient."""
+        self._kept = []
+        for part in parts:
+            self._begin(self._programs[True, True], part)
+            self._keep(part)
+
     def repeat(self) -> None:
         """Compute once more what the rows that are held gave."""
         self._programs[True, True].forward()
@@ -186,6 +205,9 @@ class GradientRecording:
         for ours, theirs in zip(self._arrays, part.tensors, strict=True):
             np.copyto(ours, theirs.numpy())
         programs.forward()
+
+    def _keep(self, part: FixedRows) -> None:
+        self._kept.append([column[part.places].copy() for column in self._columns])
 
     def _policy_loss(
         self, part: FixedRows, batch: Batch, advantages: np.ndarray, settings: LossSettings
@@ -221,6 +243,10 @@ def _pull(slopes: np.ndarray, wanted: np.ndarray | float, places: np.ndarray | s
     """Give the rows that count their slopes; others have none."""
     slopes.fill(0.0)
     slopes[places] = wanted
+
+
+def _close(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    return bool((np.abs(ours - theirs) <= _TOLERANCE + _TOLERANCE * np.abs(theirs)).all())
 
 
 class _Sloped(torch.autograd.Function):

@@ -7,13 +7,14 @@ import math
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ppo._allocator import keep_freed_memory
+from ppo._modes import ordinary_mode
 from ppo._threads import threads
 from ppo.errors import ConfigError, NonFiniteError
 from ppo.learner.adaptive_rate import MAX_SCALE, MIN_SCALE, adapted_scale
@@ -63,6 +64,11 @@ class Learner:
                 )
         self._build()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies have no second process."""
+        return vars(self) | {"_helped": False, "_helper": None}
+
+    @ordinary_mode()
     def _build(self) -> None:
         check_parameters(self._settings.optimizer, self._policy)
         groups = parameter_groups(self._policy)
@@ -207,6 +213,12 @@ class Learner:
             return None
         if not self._helper.knows(batch, generator):
             return None  # it will be recorded now
+        twin = torch.Generator().set_state(generator.get_state())
+        first = next(batch.minibatches(self._settings.minibatch_size, twin))
+        if not self._gradient.begins_well(first, loss):
+            self._helper.close()
+            self._helper = None  # it has the same stale recordings
+            return None
         state, replays = generator.get_state(), self._gradient.replays
         start = time.perf_counter()
         records = self._helper.improve(batch, generator, loss, rates)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,10 @@ _REPLAYS_PER_COMPARISON = 1024
 class RecordedGradient:
     """Records `evaluate` and its backward pass, once per size of minibatch, and replays them.
 
-    A recording holds while the policy computes the same (see `Fingerprint`), and is compared with
-    autograd when it is new and on every 1024th replay. A policy that cannot be repeated (random
+    A recording holds while the policy computes the same (see `Fingerprint`). It is compared with
+    autograd when it is new, on every 1024th replay, and where an update begins with rows of which
+    it says something else than the policy that collected them: what the policy reads may have
+    changed where no fingerprint looks, such as a global. A policy that cannot be repeated (random
     numbers, branches on values, hooks) is left to autograd.
 
     Args:
@@ -47,6 +50,11 @@ class RecordedGradient:
         self._recordings: dict[object, GradientRecording] = {}
         self._fingerprint: Fingerprint | None = None
         self._repeatable = False
+        self._checked = False  # the recordings, in this update
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies record anew: a recording is of tensors at their places in this process."""
+        return vars(self) | {"_recordings": {}, "_fingerprint": None, "_repeatable": False}
 
     @staticmethod
     def supports(optimizer: FlatOptimizer) -> bool:
@@ -64,6 +72,7 @@ class RecordedGradient:
         if fingerprint != self._fingerprint:
             self._recordings.clear()
             self._fingerprint, self._repeatable = fingerprint, fingerprint.repeatable
+        self._checked = not self._recordings
 
     def __call__(self, batch: Batch, settings: LossSettings) -> list[float]:
         """Write the gradient of one minibatch; returns the `METRICS`."""
@@ -80,10 +89,15 @@ class RecordedGradient:
         recording = self._recordings[key] = self._recordings.pop(key)  # the last to be dropped
         new = recording.replays < 2
         due = new or (recording.replays + 1) % _REPLAYS_PER_COMPARISON == 0
-        metrics = recording.replay(parts, batch, settings, keep=due)
+        # The first that was there before the update: no step was taken yet, or at worst a few.
+        first = not self._checked and not new
+        metrics = recording.replay(parts, batch, settings, keep=due or first)
+        due = due or (first and not recording.is_of_collector(batch))
+        self._checked = self._checked or first
         if due and not recording.agrees(batch):
             self._recordings.clear()
             self._repeatable = not new
+            self._fingerprint = Fingerprint(self._policy)  # no second process has it
             return self._by_autograd(batch, settings)
         return metrics
 
@@ -118,6 +132,23 @@ class RecordedGradient:
         parts = FixedRows.of(batch)
         recording = self._recordings[_key(parts, settings)]
         return recording.replay(parts, batch, settings, actor=not critic, critic=critic)
+
+    def begins_well(self, batch: Batch, settings: LossSettings) -> bool:
+        """Whether what is recorded holds for the first minibatch of an update.
+
+        Without a comparison if it says of the rows what the policy said that collected them.
+        """
+        parts = FixedRows.of(batch)
+        recording = self._recordings.get(_key(parts, settings))
+        if recording is None:
+            return True
+        recording.look(parts)
+        if recording.is_of_collector(batch):
+            return True
+        replays = recording.replays
+        recording.replay(parts, batch, settings, keep=True)
+        recording.replays = replays
+        return recording.agrees(batch)
 
     def holds(self, num_replays: int) -> bool:
         """Whether autograd agrees with all recordings that are due to be compared that soon."""

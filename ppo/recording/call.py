@@ -65,6 +65,10 @@ class RecordedCall:
         self._recording: _Recording | None = None
         self._repeatable = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies record anew: a recording is of tensors at their places in this process."""
+        return vars(self) | {"_recording": None, "_fingerprint": None, "_repeatable": False}
+
     def begin(self, fingerprint: Fingerprint | None) -> None:
         """Take note of how the policy is now; None: it cannot be told, so do not record."""
         if fingerprint is None or self._device.type != "cpu":
