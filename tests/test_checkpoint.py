@@ -16,6 +16,7 @@ from environments import CountingEnv
 from forging import change_document, rewrite
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_policies import assert_bitwise_equal, parts
 from strategies import seeds
 
 from ppo import PolicyConfig, PPOAgent, PPOConfig
@@ -515,6 +516,43 @@ def test_loading_draws_no_weights(saved, monkeypatch):
     buffers = dict(saved[0].policy.named_buffers())  # also those that are not in the file
     for name, tensor in loaded.policy.named_buffers():
         assert torch.equal(tensor, buffers[name]), name
+
+
+@pytest.fixture
+def default_dtype():
+    """Sets torch's; it is put back."""
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("made", [torch.float32, torch.float64])
+@pytest.mark.parametrize("converted", [torch.float32, torch.float64])
+@pytest.mark.parametrize("here", [torch.float32, torch.float64])
+def test_an_agent_is_loaded_in_the_precision_of_its_file(
+    made, converted, here, path, default_dtype
+):
+    default_dtype(made)
+    agent = PPOAgent(config=SMALL).learn("Pendulum-v1", 16)
+    agent.policy.to(converted)
+    agent.learn("Pendulum-v1", 16)
+    agent.save(path)
+    default_dtype(here)
+    loaded = PPOAgent.load(path)
+    assert {parameter.dtype for parameter in loaded.policy.parameters()} == {converted}
+    default_dtype(torch.float32)
+    for one in (agent, loaded):
+        one.learn("Pendulum-v1", 2 * 16)
+    assert_bitwise_equal(*(parts(one.policy, one._learner) for one in (agent, loaded)))
+
+
+def test_tensors_of_several_precisions_are_refused(file):
+    def change(metadata, tensors):
+        tensors["policy/actor_body.1.weight"] = tensors["policy/actor_body.1.weight"].double()
+
+    rewrite(file, change)
+    with pytest.raises(CheckpointError, match=r"float64 .* in the file, and torch.float32"):
+        PPOAgent.load(file)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"config": 1}', "[" * 100_000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -35,6 +36,8 @@ from ppo.spaces import (
 from ppo.trees import leaves_with_paths, map_tree
 
 __all__ = ["ActorCritic", "blank_policy", "make_policy"]
+
+_PRECISIONS = {torch.float32, torch.float64}
 
 
 class ActorCritic(nn.Module):
@@ -339,7 +342,8 @@ def blank_policy(
 ) -> ActorCritic:
     """Build the policy that `tensors` are to be loaded into; its own are not initialised.
 
-    Names and shapes are compared before memory is taken, so sizes beyond reason cost nothing.
+    Names and shapes are compared before memory is taken, so sizes beyond reason cost nothing. It is
+    of the precision of the tensors: a policy may have been converted, or built in another one.
 
     Raises:
         SpaceError: A space is not supported.
@@ -357,4 +361,18 @@ def blank_policy(
         wanted = shapes.get(name, "no such tensor")
         if given != wanted:
             raise ValueError(f"{name} has shape {given}, the configured policy: {wanted}")
+    _convert(policy, tensors)
     return with_memory(policy)
+
+
+def _convert(policy: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a policy the precision of tensors that are all of one, as `.double()` would."""
+    found = {tensors[name].dtype for name, _ in policy.named_parameters()}
+    if len(found) > 1 or not found <= _PRECISIONS:
+        return
+    (precision,) = found
+    for name, tensor in itertools.chain(policy.named_parameters(), policy.named_buffers()):
+        # A buffer that is computed from others is not among them.
+        dtype = tensors[name].dtype if name in tensors else precision
+        if tensor.is_floating_point() and dtype in _PRECISIONS:
+            tensor.data = tensor.data.to(dtype)
