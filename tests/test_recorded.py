@@ -1030,8 +1030,11 @@ def collected(policy, rows=8, seed=0):
     return batch.replace(values=values)
 
 
-@pytest.mark.parametrize("make", [Reads, build])
-def test_rows_of_another_policy_are_compared_once_in_an_update_and_those_of_this_one_never(make):
+@pytest.mark.parametrize(("make", "times"), [(Reads, [1]), (build, [])])
+def test_rows_of_another_policy_are_compared_once_in_an_update_and_those_of_this_one_never(
+    make, times
+):
+    """Nor is what runs nothing but the library's own code, which reads nothing elsewhere."""
     study = Study(make())
     for number in range(4):
         study.recorded(make_batch(study.policy, 8, number), LOSS)
@@ -1047,8 +1050,27 @@ def test_rows_of_another_policy_are_compared_once_in_an_update_and_those_of_this
     study.begin()
     for number in range(3):
         study.check(make_batch(study.policy, 8, number), LOSS)
-    assert calls == [1]
+    assert calls == times
     assert study.replays() == [9]
+
+
+def give_forward(policy):
+    layer = policy.actor_body[1]
+    layer.forward = lambda inputs: nn.functional.linear(inputs, layer.weight, layer.bias)
+
+
+def append_own_layer(policy):
+    policy.actor_body.append(type("Scaled", (nn.Tanh,), {})())
+
+
+@pytest.mark.parametrize(
+    ("change", "closed"),
+    [(lambda policy: None, True), (give_forward, False), (append_own_layer, False)],
+)
+def test_code_of_a_user_is_told_from_the_librarys(change, closed):
+    policy = build()
+    change(policy)
+    assert Study(policy).recorded.closed is closed
 
 
 def test_hidden_state_that_changes_within_an_update_is_found_within_1024_replays():

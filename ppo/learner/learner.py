@@ -213,12 +213,13 @@ class Learner:
             return None
         if not self._helper.knows(batch, generator):
             return None  # it will be recorded now
-        twin = torch.Generator().set_state(generator.get_state())
-        first = next(batch.minibatches(self._settings.minibatch_size, twin))
-        if not self._gradient.begins_well(first, loss):
-            self._helper.close()
-            self._helper = None  # it has the same stale recordings
-            return None
+        if not self._gradient.closed:
+            twin = torch.Generator().set_state(generator.get_state())
+            first = next(batch.minibatches(self._settings.minibatch_size, twin))
+            if not self._gradient.begins_well(first, loss):
+                self._helper.close()
+                self._helper = None  # it has the same stale recordings
+                return None
         state, replays = generator.get_state(), self._gradient.replays
         start = time.perf_counter()
         records = self._helper.improve(batch, generator, loss, rates)

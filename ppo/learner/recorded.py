@@ -32,13 +32,17 @@ class RecordedGradient:
 
     A recording holds while the policy computes the same (see `Fingerprint`). It is compared with
     autograd when it is new, on every 1024th replay, and where an update begins with rows of which
-    it says something else than the policy that collected them: what the policy reads may have
+    it says something else than the policy that collected them: what code of a user's reads may have
     changed where no fingerprint looks, such as a global. A policy that cannot be repeated (random
     numbers, branches on values, hooks) is left to autograd.
 
     Args:
         policy: Evaluated on minibatches.
         optimizer: Holds the gradients that are written.
+
+    Attributes:
+        closed: Nothing runs but code of this library and of torch's layers, which reads only what a
+            fingerprint sees.
     """
 
     num_threads: int | None = 1
@@ -50,6 +54,7 @@ class RecordedGradient:
         self._recordings: dict[object, GradientRecording] = {}
         self._fingerprint: Fingerprint | None = None
         self._repeatable = False
+        self.closed = False
         self._checked = False  # the recordings, in this update
 
     def __getstate__(self) -> dict[str, Any]:
@@ -72,7 +77,8 @@ class RecordedGradient:
         if fingerprint != self._fingerprint:
             self._recordings.clear()
             self._fingerprint, self._repeatable = fingerprint, fingerprint.repeatable
-        self._checked = not self._recordings
+            self.closed = all(map(_is_closed, self._policy.modules()))
+        self._checked = self.closed or not self._recordings
 
     def __call__(self, batch: Batch, settings: LossSettings) -> list[float]:
         """Write the gradient of one minibatch; returns the `METRICS`."""
@@ -210,3 +216,8 @@ def _worth_it(batch: Batch) -> bool:
 
 def _key(parts: Sequence[FixedRows], settings: LossSettings) -> tuple[object, ...]:
     return parts[0].shape, settings.entropy_coef != 0.0
+
+
+def _is_closed(module: nn.Module) -> bool:
+    own = type(module).__module__.startswith(("ppo.", "torch.nn."))
+    return own and vars(module).keys().isdisjoint(vars(type(module)))  # with no method of its own

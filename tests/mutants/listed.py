@@ -625,6 +625,13 @@ COLLECTOR = [
         ("snapshot",),
     ),
     Mutant(
+        "code of a user's is taken to read nothing elsewhere",
+        "learner/recorded.py",
+        "self.closed = all(map(_is_closed, self._policy.modules()))",
+        "self.closed = True",
+        ("recorded",),
+    ),
+    Mutant(
         "columns are joined that do not fill the last one",
         "policies/bodies.py",
         "if step == 1 or inputs.shape[-1] % step:",
