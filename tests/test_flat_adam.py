@@ -272,7 +272,10 @@ def step_both(layers, twins, flat, adam, generator, max_norm=0.5):
 @pytest.mark.parametrize("saved", [False, True])
 def test_what_is_released_or_replaced_learns_as_in_torch(change, saved):
     (layers, _), (twins, _) = groups_of_layers(), groups_of_layers()
-    regroup = lambda: {"actor": [*layers[:2].parameters()], "critic": [*layers[2].parameters()]}  # noqa: E731
+
+    def regroup():
+        return {"actor": [*layers[:2].parameters()], "critic": [*layers[2].parameters()]}
+
     adam = torch.optim.Adam(twins.parameters(), lr=1e-2, eps=1e-5)
     generator = torch.Generator().manual_seed(0)
     for part in (layers, twins):
