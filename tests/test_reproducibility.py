@@ -114,6 +114,20 @@ def test_a_copied_agent_goes_on_bit_for_bit_as_the_original(make, env, duplicate
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
 @pytest.mark.parametrize("make", AGENTS.values(), ids=AGENTS)
+def test_parameters_of_a_copy_lie_in_memory_as_the_originals_do(make, duplicate):
+    """Some processors round a product by where in memory its factors begin."""
+    agent = make().learn("CartPole-v1", 64)
+    copied = duplicate(agent)
+    places = [
+        [(p.storage_offset(), p.untyped_storage().nbytes()) for p in one.policy.parameters()]
+        for one in (agent, copied)
+    ]
+    assert places[0] == places[1]
+    assert len({place for place, _ in places[1]}) > 1
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
+@pytest.mark.parametrize("make", AGENTS.values(), ids=AGENTS)
 def test_an_agent_that_was_copied_while_it_learned_goes_on_as_the_original(make, duplicate):
     agent, copies = make(), []
 

@@ -68,6 +68,12 @@ class Learner:
         """Copies have no second process."""
         return vars(self) | {"_helped": False, "_helper": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Copied one by one, parameters have left their vector, where they lie otherwise in memory:
+        # some processors multiply them with other roundings then.
+        vars(self).update(state)
+        self._rebuild()
+
     @ordinary_mode()
     def _build(self) -> None:
         check_parameters(self._settings.optimizer, self._policy)
