@@ -23,7 +23,7 @@ from known_policies import (
 )
 from processes import run_script
 
-from ppo.collector import RolloutCollector, buffers, pool, processes, worker
+from ppo.collector import RolloutCollector, buffers, pool, worker
 from ppo.collector.signals import STEP
 from ppo.policies import PolicyConfig, make_policy
 
@@ -173,34 +173,6 @@ def test_objects_in_a_file_are_found_again_by_their_spans(part, monkeypatch):
             assert list(map(repr, found)) == list(map(repr, objects))
     finally:
         os.close(fd)
-
-
-def test_whoever_ran_where_the_parent_runs_is_woken_last(monkeypatch):
-    monkeypatch.setattr(processes, "this_processor", lambda: 1)
-    workers = [SimpleNamespace(processor=processor) for processor in (1, 0, None)]
-    assert [one.processor for one in processes.waking_order(workers)] == [0, None, 1]
-    monkeypatch.setattr(processes, "this_processor", lambda: 2)
-    assert processes.waking_order(workers) == workers
-
-
-def test_where_a_thread_runs_is_known():
-    allowed = os.sched_getaffinity(0)
-    try:
-        for processor in allowed:
-            os.sched_setaffinity(0, {processor})
-            assert worker.this_processor() == processor
-    finally:
-        os.sched_setaffinity(0, allowed)
-
-
-def test_workers_tell_where_they_ran():
-    with RolloutCollector(CountingEnv, num_envs=2, num_workers=2, seed=0) as collector:
-        policy = make_policy(collector.observation_space, collector.action_space)
-        for processor in os.sched_getaffinity(0):
-            for one in collector._backend._workers:
-                os.sched_setaffinity(one.process.pid, {processor})
-            collector.collect(policy, 2)
-            assert [one.processor for one in collector._backend._workers] == [processor] * 2
 
 
 class SlowEnv(CountingEnv):

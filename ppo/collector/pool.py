@@ -15,11 +15,11 @@ import numpy as np
 
 from ppo.collector.buffers import Buffers, Layout, anonymous_file, write_objects
 from ppo.collector.columns import Final, Harvest, Restart, give_up_rows
+from ppo.collector.placement import home_of, num_processors
 from ppo.collector.processes import (
     StartMethod,
     WorkerProcess,
     end_workers,
-    num_processors,
     start_context,
     waking_order,
 )
@@ -100,8 +100,7 @@ class WorkerPool:
         except BaseException:
             self.close()
             raise
-        self._made = answers[0]
-        self.observation_space, self.action_space, self._num_agents = answers[0]
+        self.observation_space, self.action_space, self._num_agents = self._made = answers[0]
         for worker, other in enumerate(answers):
             if other != answers[0]:
                 self.close()
@@ -135,6 +134,7 @@ class WorkerPool:
             first,
             self._spin,
             self._max_restarts,
+            home_of(worker, len(self._shares)),
         )
         self._workers[worker : worker + 1] = [started]
         started.start(self._files[0])
@@ -290,7 +290,7 @@ class WorkerPool:
         """The answer that a worker has sent, or is about to send."""
         one = self._workers[worker]
         try:
-            status, result, one.processor = one.conn.recv()
+            status, result = one.conn.recv()
         except (EOFError, OSError):
             raise _LostError(worker, self._death(worker)) from None
         if status == "error":

@@ -20,14 +20,14 @@ from typing import Any, Literal
 import numpy as np
 
 from ppo.collector.buffers import anonymous_file
-from ppo.collector.worker import SHOW_STACK, this_processor, worker_main
+from ppo.collector.placement import num_processors, this_processor
+from ppo.collector.worker import SHOW_STACK, worker_main
 
 __all__ = [
     "StartMethod",
     "WorkerProcess",
     "end_workers",
     "fitting_number_of_workers",
-    "num_processors",
     "start_context",
     "waking_order",
 ]
@@ -67,13 +67,6 @@ def fitting_number_of_workers(num_envs: int, start_method: StartMethod | None = 
     return number if number > 1 else 0
 
 
-def num_processors() -> int:
-    """Processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 class WorkerProcess:
     """A worker, its connection, and a file that its stacks are written to.
 
@@ -86,9 +79,7 @@ class WorkerProcess:
         first: Index of its first column.
         spin: Seconds to poll for the next step before sleeping.
         max_restarts: How many times an environment that raised is made anew.
-
-    Attributes:
-        processor: Where it ran when it answered last, and sleeps since; None where nobody knows.
+        home: The processor it sleeps on; None for any.
     """
 
     def __init__(
@@ -101,8 +92,9 @@ class WorkerProcess:
         first: int,
         spin: float,
         max_restarts: int,
+        home: int | None,
     ) -> None:
-        self.processor: int | None = None
+        self.home = home
         self._forked = context.get_start_method() == "fork"
         self.conn, self._theirs = context.Pipe()
         conns = [self.conn, *(one.conn for one in siblings if not one.conn.closed)]
@@ -118,6 +110,7 @@ class WorkerProcess:
                 spin,
                 threading.current_thread() is threading.main_thread(),
                 max_restarts,
+                home,
             ),
         )
         self._stacks: int | None = None
@@ -225,14 +218,9 @@ def _without_main() -> Iterator[None]:
 
 
 def waking_order(workers: Sequence[WorkerProcess]) -> list[WorkerProcess]:
-    """Workers in the order in which to wake them: last whoever answered where this one runs now.
-
-    Linux moves the first one to an idle processor and leaves the second one on its own. If the
-    first one gets that, the second waits behind it for milliseconds, with this process's processor
-    idle; the other way round it waits until this process sleeps.
-    """
+    """Workers in the order in which to wake them: last whoever sleeps where this process runs."""
     here = this_processor()
-    return sorted(workers, key=lambda one: one.processor == here)
+    return sorted(workers, key=lambda one: one.home == here)
 
 
 def end_workers(

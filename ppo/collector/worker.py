@@ -4,8 +4,7 @@ First come the handles of a file for stacks and of one for large objects, then p
 `("attach", layout)` followed by a file handle, `("reset", row)`, `("bookmarks",)`, `("restore",
 places, squash)`, `("run", first_step, num_steps, actor)`, `("steps", first_step, num_steps)`,
 `("close",)`. Places and actor are spans of that file; see `read_object`.
-Each is answered by `("ok", result, processor)`, with the processor it runs on, or by `("error",
-exception, None)`. During `steps` the parent acts:
+Each is answered by `("ok", result)` or `("error", exception)`. During `steps` the parent acts:
 single bytes go to and fro, one pair per step, and only the end of the rollout is answered.
 
 A worker leads a process group of its own, in which all is that its environments start; whatever
@@ -24,7 +23,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing import connection, parent_process, reduction
 from typing import Any
 
@@ -35,21 +34,16 @@ from ppo.collector.acting import run_actor
 from ppo.collector.buffers import Buffers, read_object
 from ppo.collector.columns import Columns
 from ppo.collector.making import open_env_columns
+from ppo.collector.placement import rest_at
 from ppo.collector.signals import FAULT, STEP, STEPPED, Patience, receive_byte
 from ppo.errors import PPOError, WorkerError
 
-__all__ = ["SHOW_STACK", "this_processor", "worker_main"]
+__all__ = ["SHOW_STACK", "worker_main"]
 
 SHOW_STACK = signal.SIGUSR2
 """On this signal a worker writes the stacks of its threads to its file, whatever it is doing."""
 
 _PR_SET_PDEATHSIG = 1
-_getcpu: Callable[[], int] | None = getattr(ctypes.CDLL(None), "sched_getcpu", None)
-
-
-def this_processor() -> int | None:
-    """The one this thread runs on; None where the system does not say."""
-    return None if _getcpu is None else _getcpu()
 
 
 def worker_main(
@@ -61,6 +55,7 @@ def worker_main(
     spin: float,
     ended_by_parent: bool,
     max_restarts: int,
+    home: int | None,
 ) -> None:
     """Run a worker until the parent closes the connection.
 
@@ -74,6 +69,7 @@ def worker_main(
         spin: Seconds to poll for the next step before sleeping.
         ended_by_parent: The kernel may end this process with the thread that started it.
         max_restarts: How many times an environment that raised is made anew.
+        home: The processor to sleep on; None for any.
     """
     for other in inherited:
         other.close()
@@ -101,7 +97,8 @@ def worker_main(
             columns = open_env_columns(factories, seeds, first, max_restarts=max_restarts)
             spaces = columns.observation_space, columns.action_space
             agents = columns.num_envs // len(factories)
-            conn.send(("ok", (*spaces, agents), this_processor()))
+            conn.send(("ok", (*spaces, agents)))
+            rest_at(home)
             while True:
                 command, *arguments = conn.recv()
                 result: Any = None
@@ -131,14 +128,15 @@ def worker_main(
                         os.kill(guard, signal.SIGKILL)
                         os.waitpid(guard, 0)
                     break
-                conn.send(("ok", result, this_processor()))
+                conn.send(("ok", result))
+                rest_at(home)
         except (PPOError, TypeError) as error:
-            conn.send(("error", error, None))
+            conn.send(("error", error))
         except (EOFError, OSError):
             raise
         except Exception:
             failure = WorkerError(f"a worker failed:\n\n{traceback.format_exc()}")
-            conn.send(("error", failure, None))
+            conn.send(("error", failure))
         finally:
             if columns is not None:
                 columns.close()
