@@ -14,6 +14,7 @@ from torch import nn
 from ppo.errors import ConfigError, SpaceError
 from ppo.policies import MLP, NatureCNN, PolicyConfig, TreeEncoder, make_body, make_encoder
 from ppo.policies.encoders import Chain, EmbeddingEncoder, FlatEncoder, OneHotEncoder
+from ppo.policies.tanh import Tanh
 from ppo.spaces import sub_spaces
 from ppo.trees import leaves, leaves_with_paths, map_tree, rebuild
 
@@ -226,7 +227,7 @@ def test_the_body_of_a_vector_is_an_mlp_with_the_names_it_always_had():
     body = make_body(spaces.Box(-1.0, 1.0, (3,)), PolicyConfig(), (4, 5), generator())
     assert type(body) is MLP
     assert list(body.state_dict()) == ["1.weight", "1.bias", "3.weight", "3.bias"]
-    assert [type(layer) for layer in body] == [nn.Flatten, *[nn.Linear, nn.Tanh] * 2]
+    assert [type(layer) for layer in body] == [nn.Flatten, *[nn.Linear, Tanh] * 2]
     assert body.num_features == 5
 
 
@@ -253,7 +254,7 @@ def test_the_body_of_several_leaves_is_the_encoder_with_layers_behind_it():
 
 def test_a_layer_norm_precedes_every_activation():
     mlp = MLP(3, (4, 5), "tanh", generator(), layer_norm=True)
-    kinds = [nn.Linear, nn.LayerNorm, nn.Tanh]
+    kinds = [nn.Linear, nn.LayerNorm, Tanh]
     assert [type(layer) for layer in mlp] == [nn.Flatten, *kinds, *kinds]
     inputs = 50.0 * torch.randn(6, 3, generator=generator(1))
     before_activation = nn.Sequential(*list(mlp)[:3])(inputs)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ppo.policies.tanh import Tanh
+
 __all__ = [
     "ACTIVATIONS",
     "MLP",
@@ -24,7 +26,7 @@ __all__ = [
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "tanh": nn.Tanh,
+    "tanh": Tanh,
     "relu": nn.ReLU,
     "elu": nn.ELU,
     "gelu": nn.GELU,

@@ -33,6 +33,7 @@ from ppo.policies.numpy_actor import (
 )
 from ppo.policies.options import PolicyConfig
 from ppo.policies.protocol import Actor, RecurrentActor, modules_in
+from ppo.policies.tanh import Tanh
 
 __all__ = ["acts_in_workers", "snapshot"]
 
@@ -176,7 +177,7 @@ def _hidden(body: Any) -> Layers:
     flatten, *hidden = body.children()
     activations = {type(layer) for layer in hidden[1::2]}
     _require(type(flatten) is nn.Flatten and len(hidden) % 2 == 0)
-    _require(len(activations) < 2 and activations <= {nn.Tanh, nn.ReLU})
+    _require(len(activations) < 2 and activations <= {Tanh, nn.Tanh, nn.ReLU})
     relu = activations == {nn.ReLU}
     return Layers([_linear(linear) for linear in hidden[::2]], "relu" if relu else "tanh")
 
