@@ -32,6 +32,8 @@ class _Group:
         columns = slice(own.start, own.stop)
         self._rows = slice(own.start - seen.start, own.stop - seen.start)
         stacked = (layout.history + 1,) if layout.history else ()
+        # Where all rows are its own, an actor reads what environments have written.
+        self._whole = len(own) == size and not stacked
         self._obs = np.zeros((size, *stacked, *layout.obs.shape), layout.obs.dtype)
         self._stacks = Stacks(buffers, columns) if stacked else None
         self._own_obs, self._given_obs = self._obs[self._rows], buffers.obs[:, columns]
@@ -43,13 +45,15 @@ class _Group:
 
     def act(self, actor: Any, t: int) -> None:
         """Write `actions[t]` of these columns, and `states[t + 1]` where there is a memory."""
-        self._own_obs[...] = self._given_obs[t] if self._stacks is None else self._stacks.at(t)
-        noise = self._noise[t]
+        obs, noise = self._given_obs[t], self._noise[t]
+        if not self._whole:
+            self._own_obs[...] = obs if self._stacks is None else self._stacks.at(t)
+            obs = self._obs
         if not self._remembers:
-            self._actions[t] = actor(self._obs, noise)[self._rows]
+            self._actions[t] = actor(obs, noise)[self._rows]
             return
         self._states[self._rows] = self._buffers.remembered(t, self._own)
-        actions, states = actor(self._obs, noise, self._states)
+        actions, states = actor(obs, noise, self._states)
         self._actions[t] = actions[self._rows]
         self._buffers.states[t + 1, self._own] = states[self._rows]
 

@@ -1,8 +1,9 @@
 """Small actors in NumPy, which environments' processes run by themselves.
 
 Acting on a handful of observations is all call overhead: NumPy spends about a third of torch's.
-Every part is made for one number of rows, with memory of its own for results. What is added to
-each row is there once for every row, as spreading it takes longer than adding.
+Every part is made for one number of rows, and for the array that holds its inputs: it has an array
+for its results, and all that is left to do in a call is arithmetic. What is added to each row is
+there once for every row, as spreading it takes longer than adding.
 
 Layers take every row by itself, a product of a vector and a matrix. For all rows at once BLAS has
 faster kernels, but those of AVX-512 slow many processors down for the next 200 µs, and with it the
@@ -32,6 +33,9 @@ __all__ = [
 # Python's numbers would be converted in every call.
 _ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 
+Run = Callable[[], None]
+"""Computes what belongs in an array from what lies in another."""
+
 Step = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """From features `[B, G, F]` and what was remembered `[B, G, K]` to outputs `[B, G, H]`; the third
 argument `[B, G, K]` takes what is remembered then."""
@@ -50,27 +54,25 @@ class Normalization(NamedTuple):
     clip: float
     size: int
 
-    def for_rows(self, rows: int) -> Callable[[np.ndarray], np.ndarray]:
-        """The function of `rows` observations `[G, ...]` to vectors `[G, k]`."""
+    def for_rows(self, rows: int) -> tuple[Callable[[np.ndarray], None], np.ndarray]:
+        """What takes `rows` observations `[G, ...]`, and where it puts their vectors `[G, k]`."""
         h = np.empty((rows, self.size), np.float32)
 
-        def convert(obs: np.ndarray) -> np.ndarray:
-            h[...] = obs if obs.ndim == 2 else obs.reshape(len(obs), -1)
-            return h
+        def convert(obs: np.ndarray) -> None:
+            h[...] = obs if obs.ndim == 2 else obs.reshape(rows, -1)
 
         if self.shift is None or self.scale is None:
-            return convert
+            return convert, h
         shift, scale = _spread(self.shift, rows), _spread(self.scale, rows)
         low, high = np.float32(-self.clip), np.float32(self.clip)
 
-        def normalize(obs: np.ndarray) -> np.ndarray:
-            np.subtract(obs if obs.ndim == 2 else obs.reshape(len(obs), -1), shift, out=h)
+        def normalize(obs: np.ndarray) -> None:
+            np.subtract(obs if obs.ndim == 2 else obs.reshape(rows, -1), shift, out=h)
             np.multiply(h, scale, out=h)
             np.minimum(h, high, out=h)
             np.maximum(h, low, out=h)
-            return h
 
-        return normalize
+        return normalize, h
 
 
 class Layers(NamedTuple):
@@ -82,27 +84,26 @@ class Layers(NamedTuple):
     layers: list[tuple[np.ndarray, np.ndarray]]
     activation: Literal["tanh", "relu"] | None = None
 
-    def for_rows(self, rows: int) -> Callable[[np.ndarray], np.ndarray]:
-        """The function of inputs `[G, in]` to outputs `[G, out]`."""
+    def behind(self, inputs: np.ndarray) -> tuple[Run, np.ndarray]:
+        """What computes the outputs `[G, out]` of the inputs `[G, in]`, and where they are."""
+        h = inputs[..., None, :]  # a vector and a matrix for each row
         layers = []
         for weight, bias in self.layers:
-            spread = _spread(bias, rows)[..., None, :]  # [G, 1, out]
-            layers.append((weight[..., None, :, :], spread, np.empty_like(spread)))
+            spread = _spread(bias, inputs.shape[-2])[..., None, :]  # [G, 1, out]
+            layers.append((h, weight[..., None, :, :], spread, np.empty_like(spread)))
+            h = layers[-1][-1]
         relu, tanh = self.activation == "relu", self.activation == "tanh"
 
-        def forward(h: np.ndarray) -> np.ndarray:
-            h = h[..., None, :]
-            for weight, bias, out in layers:
-                np.matmul(h, weight, out=out)  # a vector and a matrix for each row
+        def run() -> None:
+            for given, weight, bias, out in layers:
+                np.matmul(given, weight, out=out)
                 np.add(out, bias, out=out)
                 if tanh:
                     np.tanh(out, out=out)
                 elif relu:
                     np.maximum(out, _ZERO, out=out)
-                h = out
-            return h[..., 0, :]
 
-        return forward
+        return run, h[..., 0, :]
 
 
 class LSTM(NamedTuple):
@@ -194,21 +195,24 @@ class Choice(NamedTuple):
     std: np.ndarray | None
     action_shape: tuple[int, ...]
 
-    def for_rows(self, rows: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-        """The function of outputs and noise to raw actions `[G, ...]`."""
+    def behind(self, outputs: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """The function of noise `[G, k]` to raw actions `[G, ...]`."""
+        rows = len(outputs)
         shape = (rows, *self.action_shape)
+        sum_ = np.empty_like(outputs)
 
-        def choose_class(outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
-            classes: np.ndarray = (outputs + noise).argmax(axis=-1)
+        def choose_class(noise: np.ndarray) -> np.ndarray:
+            classes: np.ndarray = np.add(outputs, noise, out=sum_).argmax(-1)
             return classes
 
         if self.std is None:
             return choose_class
         std = _spread(self.std, rows)
 
-        def choose(outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
-            actions: np.ndarray = outputs + std * noise
-            return actions.reshape(shape)
+        def choose(noise: np.ndarray) -> np.ndarray:
+            np.multiply(std, noise, out=sum_)
+            actions: np.ndarray = outputs + sum_
+            return actions if len(shape) == 2 else actions.reshape(shape)
 
         return choose
 
@@ -240,10 +244,15 @@ class MLPActor:
         """Raw actions `[G, ...]` for observations `[G, ...]` and noise `[G, k]`."""
         rows = len(obs)
         if rows not in self._rooms:
-            parts = self.normalization, self.hidden, self.output, self.choice
-            self._rooms[rows] = tuple(part.for_rows(rows) for part in parts)
-        normalize, hidden, output, choose = self._rooms[rows]
-        actions: np.ndarray = choose(output(hidden(normalize(obs))), noise)
+            normalize, h = self.normalization.for_rows(rows)
+            layers, h = self.hidden.behind(h)
+            head, h = self.output.behind(h)
+            self._rooms[rows] = normalize, layers, head, self.choice.behind(h)
+        normalize, layers, head, choose = self._rooms[rows]
+        normalize(obs)
+        layers()
+        head()
+        actions: np.ndarray = choose(noise)
         return actions
 
 
@@ -297,14 +306,23 @@ class MemoryActor:
         """Raw actions `[G, ...]` and the next states `[G, K]`, given the present ones."""
         rows = len(obs)
         if rows not in self._rooms:
-            parts: list[Any] = [self.normalization, self.hidden, self.memory]
-            parts += [self.output, self.choice]
-            self._rooms[rows] = tuple(part.for_rows(rows) for part in parts)
-        normalize, hidden, remember, output, choose = self._rooms[rows]
+            self._rooms[rows] = self._room(rows)
+        normalize, layers, features, remember, hidden, head, choose = self._rooms[rows]
         after = np.empty_like(states)
         before_each, after_each = (
             array.reshape(rows, self.memory.weights.shape[1], -1).swapaxes(0, 1)  # [B, G, K / B]
             for array in (states, after)
         )
-        features = remember(hidden(normalize(obs)), before_each, after_each)
-        return choose(output(features[0]), noise), after
+        normalize(obs)
+        layers()
+        hidden[...] = remember(features, before_each, after_each)[0]
+        head()
+        return choose(noise), after
+
+    def _room(self, rows: int) -> tuple[Any, ...]:
+        normalize, h = self.normalization.for_rows(rows)
+        layers, features = self.hidden.behind(h)
+        hidden = np.empty((rows, self.memory.weights.shape[-1]), np.float32)
+        head, outputs = self.output.behind(hidden)
+        remember, choose = self.memory.for_rows(rows), self.choice.behind(outputs)
+        return normalize, layers, features, remember, hidden, head, choose

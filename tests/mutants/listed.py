@@ -552,8 +552,8 @@ DISTRIBUTIONS = [
     Mutant(
         "the actor of the workers takes no noise",
         "policies/numpy_actor.py",
-        "(outputs + noise).argmax(axis=-1)",
-        "outputs.argmax(axis=-1)",
+        "np.add(outputs, noise, out=sum_).argmax(-1)",
+        "outputs.argmax(-1)",
         ("snapshot",),
     ),
     Mutant(
@@ -732,9 +732,92 @@ COLLECTOR = [
     Mutant(
         "a worker is woken first where the parent runs",
         "collector/processes.py",
-        "one.processor == here",
-        "one.processor != here",
-        ("workers",),
+        "one.home == here",
+        "one.home != here",
+        ("placement",),
+    ),
+    Mutant(
+        "workers have homes where there are processors for all and the parent",
+        "collector/placement.py",
+        "not 1 < num_processors() <= num_workers",
+        "not 1 < num_processors()",
+        ("placement",),
+    ),
+    Mutant(
+        "all workers sleep on one processor",
+        "collector/placement.py",
+        "allowed[worker % len(allowed)]",
+        "allowed[0]",
+        ("placement",),
+    ),
+    Mutant(
+        "a worker stays bound to its home",
+        "collector/placement.py",
+        "os.sched_setaffinity(0, allowed)",
+        "pass",
+        ("placement",),
+    ),
+    Mutant(
+        "a worker that its user bound elsewhere goes home",
+        "collector/placement.py",
+        "if home in allowed:",
+        "if allowed:",
+        ("placement",),
+    ),
+    Mutant(
+        "a worker goes home once, behind its first answer",
+        "collector/worker.py",
+        """                conn.send(("ok", result))
+                rest_at(home)
+""",
+        """                conn.send(("ok", result))
+""",
+        ("placement",),
+    ),
+    Mutant(
+        "the parameters of a copy stay where they were copied to",
+        "learner/learner.py",
+        """        vars(self).update(state)
+        self._rebuild()
+""",
+        """        vars(self).update(state)
+""",
+        ("reproducibility",),
+    ),
+    Mutant(
+        "the tangent of numbers with gradients is torch's",
+        "policies/tanh.py",
+        "        outputs: Tensor = _Tanh.apply(inputs)  # type: ignore[no-untyped-call]",
+        "        outputs: Tensor = torch.tanh(inputs)",
+        ("tanh",),
+    ),
+    Mutant(
+        "a recording does not see a tangent",
+        "policies/tanh.py",
+        "torch._C._len_torch_dispatch_stack() == 0",
+        "True",
+        ("tanh",),
+    ),
+    Mutant(
+        "a transform of torch.func does not see a tangent",
+        "policies/tanh.py",
+        "torch._C._functorch.peek_interpreter_stack() is None",
+        "True",
+        ("tanh",),
+    ),
+    Mutant(
+        "a derivative forward does not see a tangent",
+        "policies/tanh.py",
+        "and forward_ad._current_level < 0",
+        "",
+        ("tanh",),
+    ),
+    Mutant(
+        "a trace does not see a tangent",
+        "policies/tanh.py",
+        "and not is_tracing()",
+        "",
+        ("tanh",),
     ),
     Mutant(
         "a group's observations go to the rows of its first columns",
