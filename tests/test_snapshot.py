@@ -85,6 +85,17 @@ def test_a_row_of_a_snapshot_depends_neither_on_other_rows_nor_on_their_number(
 
 
 @ACTIONS
+def test_a_rollout_of_a_snapshot_is_step_after_step(action_space):
+    policy = trained_like(make_policy(PLANE, action_space))
+    actor, rng = policy.snapshot(), np.random.default_rng(0)
+    noise = np.stack([policy.draw_noise(rng, 7) for _ in range(5)])
+    act = actor.for_rollout(noise)
+    for t in (0, 3, 1):
+        obs = observations(PLANE, seed=t).numpy()
+        np.testing.assert_array_equal(act(obs, t), actor(obs, noise[t]))
+
+
+@ACTIONS
 def test_a_snapshot_is_a_copy(action_space):
     policy = trained_like(make_policy(PLANE, action_space))
     obs = observations(PLANE).numpy()

@@ -119,6 +119,30 @@ def test_an_actor_sees_a_whole_group_unless_it_takes_each_row_by_itself(row_wise
     assert rollout.actions.tolist() == 3 * [odd]
 
 
+class PlannedActor:
+    """Knows the noise of its rollout beforehand, and is not called itself."""
+
+    def for_rollout(self, noise):
+        chosen = (noise[:, :, 0] < 0.5).astype(np.int64)
+        chosen[0] = noise.shape[1]
+        return lambda obs, t: chosen[t]
+
+
+class PlannedPolicy(NoisyCountPolicy):
+    def snapshot(self):
+        return PlannedActor()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_actor_may_prepare_for_a_rollout(num_workers):
+    options = {"num_envs": 5, "num_workers": num_workers}
+    rollouts = collect(CountingEnv, (4, 6), PlannedPolicy(), **options)
+    plain = collect(CountingEnv, (4, 6), NoisyCountPolicy(), **options)
+    for rollout, wanted in zip(rollouts, plain, strict=True):
+        assert set(rollout.actions[0].tolist()) == {5}  # a whole group
+        assert rollout.actions[1:].equal(wanted.actions[1:])
+
+
 def test_a_changing_policy_is_followed_by_the_workers():
     """Every collect acts with the weights and the statistics of its moment."""
     runs = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,9 @@ one that is `row_wise` gets nothing but that part.
 class _Group:
     """Columns `own` of one group of environments, of which an actor sees the columns `seen`."""
 
-    def __init__(self, buffers: Buffers, own: range, seen: range, num_steps: int) -> None:
+    def __init__(
+        self, buffers: Buffers, own: range, seen: range, actor: Any, num_steps: int
+    ) -> None:
         layout, size = buffers.layout, len(seen)
         columns = slice(own.start, own.stop)
         self._rows = slice(own.start - seen.start, own.stop - seen.start)
@@ -37,25 +39,34 @@ class _Group:
         self._obs = np.zeros((size, *stacked, *layout.obs.shape), layout.obs.dtype)
         self._stacks = Stacks(buffers, columns) if stacked else None
         self._own_obs, self._given_obs = self._obs[self._rows], buffers.obs[:, columns]
-        self._noise = np.zeros((num_steps, size, layout.noise_size), np.float32)
-        self._noise[:, self._rows] = buffers.noise[:num_steps, columns]
+        noise = np.zeros((num_steps, size, layout.noise_size), np.float32)
+        noise[:, self._rows] = buffers.noise[:num_steps, columns]
+        self._actor = _of_rollout(actor, noise)
         self._actions = buffers.actions[:, columns]
         self._states = np.zeros((size, layout.state_size), np.float32)
         self._buffers, self._own, self._remembers = buffers, columns, layout.state_size > 0
 
-    def act(self, actor: Any, t: int) -> None:
+    def act(self, t: int) -> None:
         """Write `actions[t]` of these columns, and `states[t + 1]` where there is a memory."""
-        obs, noise = self._given_obs[t], self._noise[t]
+        obs = self._given_obs[t]
         if not self._whole:
             self._own_obs[...] = obs if self._stacks is None else self._stacks.at(t)
             obs = self._obs
         if not self._remembers:
-            self._actions[t] = actor(obs, noise)[self._rows]
+            self._actions[t] = self._actor(obs, t)[self._rows]
             return
         self._states[self._rows] = self._buffers.remembered(t, self._own)
-        actions, states = actor(obs, noise, self._states)
+        actions, states = self._actor(obs, t, self._states)
         self._actions[t] = actions[self._rows]
         self._buffers.states[t + 1, self._own] = states[self._rows]
+
+
+def _of_rollout(actor: Any, noise: np.ndarray) -> Callable[..., Any]:
+    """The function of observations, step `t` and states to what an actor returns of them."""
+    if hasattr(actor, "for_rollout"):
+        made: Callable[..., Any] = actor.for_rollout(noise)
+        return made
+    return lambda obs, t, *states: actor(obs, noise[t], *states)
 
 
 def _groups(columns: Part, buffers: Buffers, actor: Any, num_steps: int) -> Iterator[_Group]:
@@ -65,7 +76,7 @@ def _groups(columns: Part, buffers: Buffers, actor: Any, num_steps: int) -> Iter
     for start in range(columns.first // size * size, end, size):
         group = range(start, min(start + size, buffers.layout.num_envs))
         own = range(max(start, columns.first), min(group.stop, end))
-        yield _Group(buffers, own, own if row_wise else group, num_steps)
+        yield _Group(buffers, own, own if row_wise else group, actor, num_steps)
 
 
 def run_actor(
@@ -83,5 +94,5 @@ def run_actor(
         buffers.progress[part.first : part.first + part.num_envs] = first_step
         for t in range(first_step, num_steps):
             for group in groups:
-                group.act(actor, t)
+                group.act(t)
             part.step(t)

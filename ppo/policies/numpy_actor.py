@@ -2,7 +2,7 @@
 
 Acting on a handful of observations is all call overhead: NumPy spends about a third of torch's.
 Every part is made for one number of rows, and for the array that holds its inputs: it has an array
-for its results, and all that is left to do in a call is arithmetic. What is added to each row is
+for its results, and all that is left to do in a step is arithmetic. What is added to each row is
 there once for every row, as spreading it takes longer than adding.
 
 Layers take every row by itself, a product of a vector and a matrix. For all rows at once BLAS has
@@ -190,29 +190,31 @@ def _gates(
 
 
 class Choice(NamedTuple):
-    """Actions from a head's outputs and noise: of a Gaussian with `std [d]`, or a class."""
+    """Actions from a head's outputs and noise: of a Gaussian with `std [d]`, or a class.
 
+    Outputs are `features @ weight + bias`, with weights `[H, k]` and biases `[k]`.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
     std: np.ndarray | None
     action_shape: tuple[int, ...]
 
-    def behind(self, outputs: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """The function of noise `[G, k]` to raw actions `[G, ...]`."""
-        rows = len(outputs)
-        shape = (rows, *self.action_shape)
-        sum_ = np.empty_like(outputs)
+    def behind(self, features: np.ndarray, noise: np.ndarray) -> Callable[[int], np.ndarray]:
+        """What chooses raw actions `[G, ...]` by the features `[G, H]` in step `t`.
 
-        def choose_class(noise: np.ndarray) -> np.ndarray:
-            classes: np.ndarray = np.add(outputs, noise, out=sum_).argmax(-1)
-            return classes
+        They are valid until the next call. Of noise `[T, G, k]` and biases one sum is made here.
+        """
+        summands = (noise if self.std is None else noise * self.std) + self.bias
+        given, weight = features[:, None, :], self.weight
+        sums = np.empty((len(features), 1, weight.shape[1]), np.float32)
+        outputs, classes = sums[:, 0, :], self.std is None
+        actions = outputs.reshape(len(features), *self.action_shape) if not classes else outputs
 
-        if self.std is None:
-            return choose_class
-        std = _spread(self.std, rows)
-
-        def choose(noise: np.ndarray) -> np.ndarray:
-            np.multiply(std, noise, out=sum_)
-            actions: np.ndarray = outputs + sum_
-            return actions if len(shape) == 2 else actions.reshape(shape)
+        def choose(t: int) -> np.ndarray:
+            np.matmul(given, weight, out=sums)
+            np.add(outputs, summands[t], out=outputs)
+            return outputs.argmax(-1) if classes else actions
 
         return choose
 
@@ -225,15 +227,13 @@ class MLPActor:
 
     normalization: Normalization
     hidden: Layers
-    output: Layers
     choice: Choice
-    _rooms: dict[int, tuple[Any, ...]] = dataclasses.field(default_factory=dict, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # All numbers in one piece: it takes pickle longer to find out how to treat an array than to
         # copy it.
         (shift, scale, *bounds), choice = self.normalization, self.choice
-        layers = [*self.hidden.layers, *self.output.layers]
+        layers = [*self.hidden.layers, (choice.weight, choice.bias)]
         arrays = [shift, scale, choice.std, *itertools.chain(*layers)]
         numbers = b"".join([b"" if array is None else array.tobytes() for array in arrays])
         shapes = [None if array is None else array.shape for array in arrays]
@@ -242,18 +242,23 @@ class MLPActor:
 
     def __call__(self, obs: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """Raw actions `[G, ...]` for observations `[G, ...]` and noise `[G, k]`."""
-        rows = len(obs)
-        if rows not in self._rooms:
-            normalize, h = self.normalization.for_rows(rows)
-            layers, h = self.hidden.behind(h)
-            head, h = self.output.behind(h)
-            self._rooms[rows] = normalize, layers, head, self.choice.behind(h)
-        normalize, layers, head, choose = self._rooms[rows]
-        normalize(obs)
-        layers()
-        head()
-        actions: np.ndarray = choose(noise)
-        return actions
+        return self.for_rollout(noise[None])(obs, 0)
+
+    def for_rollout(self, noise: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
+        """The function of observations `[G, ...]` and step `t` to actions, for noise `[T, G, k]`.
+
+        What it returns is valid until the next call.
+        """
+        normalize, inputs = self.normalization.for_rows(noise.shape[1])
+        layers, features = self.hidden.behind(inputs)
+        choose = self.choice.behind(features, noise)
+
+        def act(obs: np.ndarray, t: int) -> np.ndarray:
+            normalize(obs)
+            layers()
+            return choose(t)
+
+        return act
 
 
 def _mlp_actor(
@@ -278,8 +283,7 @@ def _mlp_actor(
     return MLPActor(
         Normalization(shift, scale, *bounds),
         Layers(hidden, activation),
-        Layers([output]),
-        Choice(std, action_shape),
+        Choice(*output, std, action_shape),
     )
 
 
@@ -293,36 +297,35 @@ class MemoryActor:
     normalization: Normalization
     hidden: Layers
     memory: LSTM | GRU
-    output: Layers
     choice: Choice
-    _rooms: dict[int, tuple[Any, ...]] = dataclasses.field(default_factory=dict, repr=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_rooms": {}}
 
     def __call__(
         self, obs: np.ndarray, noise: np.ndarray, states: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Raw actions `[G, ...]` and the next states `[G, K]`, given the present ones."""
-        rows = len(obs)
-        if rows not in self._rooms:
-            self._rooms[rows] = self._room(rows)
-        normalize, layers, features, remember, hidden, head, choose = self._rooms[rows]
-        after = np.empty_like(states)
-        before_each, after_each = (
-            array.reshape(rows, self.memory.weights.shape[1], -1).swapaxes(0, 1)  # [B, G, K / B]
-            for array in (states, after)
-        )
-        normalize(obs)
-        layers()
-        hidden[...] = remember(features, before_each, after_each)[0]
-        head()
-        return choose(noise), after
+        return self.for_rollout(noise[None])(obs, 0, states)
 
-    def _room(self, rows: int) -> tuple[Any, ...]:
-        normalize, h = self.normalization.for_rows(rows)
-        layers, features = self.hidden.behind(h)
-        hidden = np.empty((rows, self.memory.weights.shape[-1]), np.float32)
-        head, outputs = self.output.behind(hidden)
-        remember, choose = self.memory.for_rows(rows), self.choice.behind(outputs)
-        return normalize, layers, features, remember, hidden, head, choose
+    def for_rollout(
+        self, noise: np.ndarray
+    ) -> Callable[[np.ndarray, int, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """As `MLPActor.for_rollout`, with the states before and after."""
+        rows = noise.shape[1]
+        normalize, inputs = self.normalization.for_rows(rows)
+        layers, features = self.hidden.behind(inputs)
+        remember = self.memory.for_rows(rows)
+        _, networks, _, size = self.memory.weights.shape
+        hidden = np.empty((rows, size), np.float32)
+        choose = self.choice.behind(hidden, noise)
+
+        def act(obs: np.ndarray, t: int, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            after = np.empty_like(states)
+            before_each, after_each = (
+                array.reshape(rows, networks, -1).swapaxes(0, 1)  # [B, G, K / B]
+                for array in (states, after)
+            )
+            normalize(obs)
+            layers()
+            hidden[...] = remember(features, before_each, after_each)[0]
+            return choose(t), after
+
+        return act

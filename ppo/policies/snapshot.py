@@ -88,20 +88,20 @@ def snapshot(
     try:
         parts = [normalizer, head, *itertools.chain(*bodies)]
         _require(not (_has_any_global_hook() or any(map(_is_altered, modules_in(parts)))))
-        output, choice = Layers([_head_layer(head)]), Choice(_std(head), action_shape)
+        choice = Choice(*_head_layer(head), _std(head), action_shape)
         encoder, body = _image_encoder(bodies)
         if encoder is not None:
             _require(type(normalizer) is nn.Identity)
             layers = Layers([]) if body is None else _hidden(body)
             features = Normalization(None, None, 0.0, encoder.num_features)
-            return ImageActor(encoder, MLPActor(features, layers, output, choice))
+            return ImageActor(encoder, MLPActor(features, layers, choice))
         _require(frame_stack == 1)  # an MLP sees vectors side by side
         hidden = [_hidden(body) for body, _ in bodies]
         normalization = _normalization(normalizer, bodies[0][0])
         if bodies[0][1] is None:
-            return MLPActor(normalization, hidden[0], output, choice)
+            return MLPActor(normalization, hidden[0], choice)
         memory = _memory([memory for _, memory in bodies])
-        return MemoryActor(normalization, _abreast(hidden), memory, output, choice)
+        return MemoryActor(normalization, _abreast(hidden), memory, choice)
     except _NotPlainError:
         return None
 

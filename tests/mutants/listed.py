@@ -552,9 +552,16 @@ DISTRIBUTIONS = [
     Mutant(
         "the actor of the workers takes no noise",
         "policies/numpy_actor.py",
-        "np.add(outputs, noise, out=sum_).argmax(-1)",
-        "outputs.argmax(-1)",
+        "np.add(outputs, summands[t], out=outputs)",
+        "np.add(outputs, self.bias, out=outputs)",
         ("snapshot",),
+    ),
+    Mutant(
+        "an actor that prepares for a rollout is given noise of its first step",
+        "collector/acting.py",
+        "self._actor = _of_rollout(actor, noise)",
+        "self._actor = _of_rollout(actor, noise[:1].repeat(num_steps, 0))",
+        ("workers",),
     ),
     Mutant(
         "the actor of the workers does not clip observations",
@@ -829,8 +836,8 @@ COLLECTOR = [
     Mutant(
         "a group's noise goes to the rows of its first columns",
         "collector/acting.py",
-        "self._noise[:, self._rows] =",
-        "self._noise[:, : stop - first] =",
+        "        noise[:, self._rows] =",
+        "        noise[:, : len(own)] =",
         ("workers",),
     ),
     Mutant(
