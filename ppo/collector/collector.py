@@ -378,7 +378,8 @@ class RolloutCollector:
             chosen = calls.act(rebuild(buffers.obs, [rows[t] for rows in obs]), noise, mask)
             for rows, action in zip(actions, leaves(chosen), strict=True):
                 rows[t] = action
-            buffers.states[t + 1] = calls.state.memory
+            if calls.remembers:
+                buffers.states[t + 1] = calls.state.memory
             self._backend.step(t)
             if calls.remembers or calls.frame_stack > 1:
                 calls.ended(buffers.ended(t))

@@ -465,8 +465,22 @@ LOSSES = [
     Mutant(
         "explained is what remains unexplained",
         "diagnostics.py",
+        "1.0 - unexplained / known",
+        "unexplained / known",
+        ("diagnostics",),
+    ),
+    Mutant(
+        "explained elsewhere than on the CPU is what remains unexplained",
+        "diagnostics.py",
         "1 - unexplained / total",
         "unexplained / total",
+        ("diagnostics",),
+    ),
+    Mutant(
+        "the rounding of equal returns is their variance",
+        "diagnostics.py",
+        "total, _ = torch.var_mean(r, correction=0)",
+        "total = torch.var(r, correction=0)",
         ("diagnostics",),
     ),
     Mutant(
