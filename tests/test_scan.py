@@ -83,11 +83,11 @@ def test_arrays_at_the_limits_are_solved_like_any_other(shape, dtype):
 
 
 def test_large_arrays_come_in_blocks_that_fit_the_cache():
-    for shape in ((128, 4096), (2048, 256), (1000, 128)):
+    for shape in ((128, 4096), (2048, 256), (4000, 128)):
         _, blocks = in_blocks(*recurrence(0, shape, torch.float32))
         sizes = [4 * (block.stop - block.start) * shape[1] for block in blocks]
         assert len(sizes) > 1
-        assert max(sizes) <= 2**18 <= 2.2 * min(sizes)
+        assert max(sizes) <= 2**19 <= 2.2 * min(sizes)
 
 
 @law

@@ -143,6 +143,28 @@ def test_an_actor_may_prepare_for_a_rollout(num_workers):
         assert rollout.actions[1:].equal(wanted.actions[1:])
 
 
+class ScribblingActor:
+    """Writes to the observations it is given."""
+
+    def __call__(self, obs, noise):
+        obs[...] = -1.0
+        return (noise[:, 0] < 0.5).astype(np.int64)
+
+
+class PlannedScribblingActor(ScribblingActor):
+    def for_rollout(self, noise):
+        return lambda obs, t: self(obs, noise[t])
+
+
+def test_no_actor_writes_to_a_rollout(monkeypatch):
+    wanted = collect(CountingEnv, (9,), SnapshotCountPolicy())
+    monkeypatch.setattr(SnapshotCountPolicy, "snapshot", lambda policy: ScribblingActor())
+    assert_identical(wanted, collect(CountingEnv, (9,), SnapshotCountPolicy()))
+    monkeypatch.setattr(SnapshotCountPolicy, "snapshot", lambda policy: PlannedScribblingActor())
+    with pytest.raises(ValueError, match="read-only"):
+        collect(CountingEnv, (9,), SnapshotCountPolicy())
+
+
 def test_a_changing_policy_is_followed_by_the_workers():
     """Every collect acts with the weights and the statistics of its moment."""
     runs = []

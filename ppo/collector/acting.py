@@ -34,11 +34,12 @@ class _Group:
         columns = slice(own.start, own.stop)
         self._rows = slice(own.start - seen.start, own.stop - seen.start)
         stacked = (layout.history + 1,) if layout.history else ()
-        # Where all rows are its own, an actor reads what environments have written.
-        self._whole = len(own) == size and not stacked
+        # Where all rows are its own, such an actor reads what environments have written.
+        self._whole = hasattr(actor, "for_rollout") and len(own) == size and not stacked
         self._obs = np.zeros((size, *stacked, *layout.obs.shape), layout.obs.dtype)
         self._stacks = Stacks(buffers, columns) if stacked else None
         self._own_obs, self._given_obs = self._obs[self._rows], buffers.obs[:, columns]
+        self._given_obs.flags.writeable = False
         noise = np.zeros((num_steps, size, layout.noise_size), np.float32)
         noise[:, self._rows] = buffers.noise[:num_steps, columns]
         self._actor = _of_rollout(actor, noise)

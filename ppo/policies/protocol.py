@@ -83,7 +83,7 @@ class Actor(Protocol):
     `group_size` says, a divisor of that, if it has one. An attribute `row_wise` that is True says
     that a row's action does not depend, to the last bit, on how many rows there are. One that has a
     method `for_rollout(noise)` is given the noise `[T, G, k]` of a rollout beforehand, and returns
-    what is then called with observations and the number of the step.
+    what is then called with observations, which it must not write to, and the number of the step.
     """
 
     def __call__(self, obs: np.ndarray, noise: np.ndarray) -> np.ndarray:

@@ -17,12 +17,15 @@ from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]
 
 __all__ = ["Tanh"]
 
+_FEW = 2**12  # numbers; fewer take torch less time than it takes to find out all that is asked here
+
 
 class Tanh(nn.Tanh):
     """The hyperbolic tangent; its numbers do not depend on whether gradients are wanted.
 
-    PyTorch's own operation is left to tensors that are not float32 in the memory of the CPU, and
-    to whatever looks at operations: a compiler, an export, `torch.func`, a dispatch mode.
+    PyTorch's own operation is left to up to 4,096 numbers, to tensors that are not float32 in the
+    memory of the CPU, and to whatever looks at operations: a compiler, an export, `torch.func`, a
+    dispatch mode.
 
     Example:
         >>> Tanh()(torch.tensor([0.0, 100.0]))
@@ -49,11 +52,12 @@ def _tanh(inputs: Tensor) -> Tensor:
 def _is_plain(inputs: Tensor) -> bool:
     """True for numbers that lie in memory, of which nobody but autograd takes note."""
     return (
-        type(inputs) is Tensor
+        not torch.compiler.is_compiling()
+        and not is_tracing()
+        and type(inputs) is Tensor
+        and inputs.numel() > _FEW  # what is traced would be bound to it
         and inputs.dtype is torch.float32
         and inputs.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not is_tracing()
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0

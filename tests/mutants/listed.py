@@ -571,6 +571,20 @@ DISTRIBUTIONS = [
         ("snapshot",),
     ),
     Mutant(
+        "any actor is given the rows of the rollout itself",
+        "collector/acting.py",
+        'hasattr(actor, "for_rollout") and len(own) == size',
+        "len(own) == size",
+        ("workers",),
+    ),
+    Mutant(
+        "an actor may write to the rows of the rollout itself",
+        "collector/acting.py",
+        "self._given_obs.flags.writeable = False",
+        "pass",
+        ("workers",),
+    ),
+    Mutant(
         "an actor that prepares for a rollout is given noise of its first step",
         "collector/acting.py",
         "self._actor = _of_rollout(actor, noise)",
