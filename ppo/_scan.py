@@ -12,9 +12,9 @@ _Array = Any
 _Steps = list[tuple[_Array, ...]]
 
 # All measured on float32 with one thread, from 16 steps to 2048 and from one column to 8192.
-# Bytes of an array's block, of which seven are in use at a time. With a second cache of 1 MB half as
-# much is a tenth slower for many short rows, as operations begin more often, and 3 % faster for long
-# ones; with one of 2 MB it is up to a tenth faster.
+# Bytes of an array's block, of which seven are in use at a time. With a second cache of 1 MB half
+# as much is a tenth slower for many short rows, as operations begin more often, and 3 % faster for
+# long ones; with one of 2 MB it is up to a tenth faster.
 _BLOCK = 2**19
 # Smaller arrays are solved in NumPy, where views and operations begin sooner; in larger ones torch
 # gets faster over the gaps between every second row.
