@@ -45,6 +45,7 @@ HERE = Path(__file__).parent
 TASKS = {"categorical": STEADY["cartpole"], "Gaussian": STEADY["halfcheetah-8"]}
 GAE_SHAPES = ((2048, 1), (128, 8), (128, 4096), (2048, 256))
 COLLECTED = ("CartPole-v1", "LunarLander-v3", "HalfCheetah-v5")
+ROLLOUTS = (128, 256)  # steps per environment
 SIZES = "1,2,4,8,16,64,256,1024"
 MINIBATCHES = "64,256,1024,4096,16384,65536"
 MOST_IMAGES = {"cpu": 256, "cuda": 4096}  # in a minibatch; more take seconds, or too much memory
@@ -266,12 +267,17 @@ def collecting_table(args):
         except gymnasium.error.DependencyNotInstalled as error:
             rows.append(Row("collecting", env_id, "steps/s", True, skipped=str(error)))
             continue
-        limit, names = f"{PROCESSES} processes without a policy", ["0 workers", "2 workers"]
-        values = {name: [] for name in (limit, *names)}
+        limit = f"{PROCESSES} processes without a policy"
+        ways = {
+            f"{num_workers} workers, {num_steps} steps": (num_workers, num_steps)
+            for num_workers in (0, PROCESSES)
+            for num_steps in ROLLOUTS
+        }
+        values = {name: [] for name in (limit, *ways)}
         for _ in range(args.repetitions):
             values[limit].append(env_limit(env_id, args))
-            for name in names:
-                values[name].append(collecting_rate(env_id, int(name[0]), args))
+            for name, way in ways.items():
+                values[name].append(collecting_rate(env_id, *way, args))
         for name, numbers in values.items():
             row = Row("collecting", f"{env_id}, {name}", "steps/s", True, numbers)
             row.relate(values[limit], limit)
@@ -292,13 +298,13 @@ def env_limit(env_id, args):
     return sum(float(process.communicate()[0]) for process in processes)
 
 
-def collecting_rate(env_id, num_workers, args):
+def collecting_rate(env_id, num_workers, num_steps, args):
     with RolloutCollector(env_id, num_envs=NUM_ENVS, num_workers=num_workers, seed=0) as collector:
         policy = make_policy(collector.observation_space, collector.action_space, seed=0)
-        collector.collect(policy, 128)
+        collector.collect(policy, num_steps)
         start, steps = time.perf_counter(), 0
         while time.perf_counter() - start < 4 * args.seconds:
-            steps += collector.collect(policy, 128).num_transitions
+            steps += collector.collect(policy, num_steps).num_transitions
         return steps / (time.perf_counter() - start)
 
 
