@@ -7,13 +7,13 @@ with AVX-512. A recorded gradient and the actors of worker processes take NumPy'
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]
 
 __all__ = ["Tanh"]
 
@@ -34,7 +34,7 @@ class Tanh(nn.Tanh):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs in (-1, 1), of the inputs' shape."""
-        if is_scripting():
+        if torch._jit_internal.is_scripting():
             return torch.tanh(inputs)
         else:  # what follows a return would be compiled for a script, this branch is not
             return _tanh(inputs)
@@ -44,8 +44,8 @@ def _tanh(inputs: Tensor) -> Tensor:
     if not _is_plain(inputs):
         return torch.tanh(inputs)
     if inputs.requires_grad and torch.is_grad_enabled():
-        outputs: Tensor = _Tanh.apply(inputs)  # type: ignore[no-untyped-call]
-        return outputs
+        apply: Callable[[Tensor], Tensor] = _Tanh.apply
+        return apply(inputs)
     return _numpy_tanh(inputs)
 
 
@@ -53,7 +53,7 @@ def _is_plain(inputs: Tensor) -> bool:
     """True for numbers that lie in memory, of which nobody but autograd takes note."""
     return (
         not torch.compiler.is_compiling()
-        and not is_tracing()
+        and not torch._C._is_tracing()
         and type(inputs) is Tensor
         and inputs.numel() > _FEW  # what is traced would be bound to it
         and inputs.dtype is torch.float32

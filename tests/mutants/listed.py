@@ -822,8 +822,8 @@ COLLECTOR = [
     Mutant(
         "the tangent of numbers with gradients is torch's",
         "policies/tanh.py",
-        "        outputs: Tensor = _Tanh.apply(inputs)  # type: ignore[no-untyped-call]",
-        "        outputs: Tensor = torch.tanh(inputs)",
+        "        return apply(inputs)",
+        "        return torch.tanh(inputs)",
         ("tanh",),
     ),
     Mutant(
@@ -850,7 +850,7 @@ COLLECTOR = [
     Mutant(
         "a trace does not see a tangent",
         "policies/tanh.py",
-        "and not is_tracing()",
+        "and not torch._C._is_tracing()",
         "",
         ("tanh",),
     ),
