@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from typing import Any, Literal
 
@@ -126,9 +125,9 @@ def scaled_rewards(
 
     A copy: what is not learned from leaves no trace.
     """
-    scaler, rewards = copy.deepcopy(scaler), rollout.rewards
+    rewards = rollout.rewards
     if config.normalize_rewards:
-        scaler = scaler or RewardScaler(config.gamma, rewards.shape[1])
+        scaler = scaler.copy() if scaler else RewardScaler(config.gamma, rewards.shape[1])
         if scaler.num_envs != rewards.shape[1]:  # other environments: their returns start anew
             scaler.reset(rewards.shape[1])
         if config.on_fault == "restart":  # an episode lost in the first row has left no end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -139,7 +140,11 @@ class Batch:
         return Batch(sequences=sequences, **fields)
 
     def minibatches(
-        self, minibatch_size: int, generator: torch.Generator | None = None
+        self,
+        minibatch_size: int,
+        generator: torch.Generator | None = None,
+        *,
+        arrays: bool = False,
     ) -> Iterator[Batch]:
         """Yield every row exactly once, in random order and balanced minibatches.
 
@@ -152,9 +157,11 @@ class Batch:
             minibatch_size: Largest number of rows in a minibatch, at least 1; with sequences, the
                 number they come close to.
             generator: CPU generator that draws the permutation; torch's global one if None.
+            arrays: Yield NumPy's views of tensors on the CPU; what uses those needs no time to get
+                them then.
 
         Yields:
-            Batches of about `minibatch_size` rows, of tensors.
+            Batches of about `minibatch_size` rows, of tensors (or arrays).
 
         Raises:
             ValueError: `minibatch_size` is below 1.
@@ -162,9 +169,9 @@ class Batch:
         if minibatch_size < 1:
             raise ValueError(f"minibatch_size must be at least 1, got {minibatch_size}")
         if 0 < len(self) <= minibatch_size:
-            yield self._of_tensors()  # one minibatch needs no order
+            yield self._of_tensors(arrays)  # one minibatch needs no order
         elif len(self):
-            yield from self._dealt(*self._shuffled(minibatch_size, generator))
+            yield from self._dealt(*self._shuffled(minibatch_size, generator), arrays)
 
     def minibatch_sequences(
         self, minibatch_size: int, generator: torch.Generator
@@ -194,9 +201,10 @@ class Batch:
             for values in zip(*pieces, strict=True):
                 yield Batch._unchecked(dict(zip(fields, values, strict=True)), None)
 
-    def _of_tensors(self) -> Batch:
-        """All rows, with stacked frames as tensors."""
-        fields = {name: map_tree(to_tensor, tree) for name, tree in self.fields.items()}
+    def _of_tensors(self, arrays: bool = False) -> Batch:
+        """All rows, with stacked frames as tensors (or arrays)."""
+        convert = _to_array if arrays else to_tensor
+        fields = {name: map_tree(convert, tree) for name, tree in self.fields.items()}
         return Batch._unchecked(fields, self.sequences)
 
     def _deal(
@@ -207,49 +215,48 @@ class Batch:
         Returns the order of all rows, rows per batch, and the sequences of each.
         """
         if self.sequences is not None:
-            return _deal_sequences(self.sequences, chosen.numpy(), count)
+            return self.sequences.deal(chosen.numpy(), count)
         small, extra = divmod(len(chosen), count)
         return chosen, [small + 1] * extra + [small] * (count - extra), [None] * count
 
     def _dealt(
-        self, order: Tensor, sizes: list[int], parts: Sequence[Sequences | None]
+        self,
+        order: Tensor,
+        sizes: list[int],
+        parts: Sequence[Sequences | None],
+        arrays: bool = False,
     ) -> Iterator[Batch]:
         """One gather for all of these batches, which are views of it."""
         fields = self.fields
         order = order.to(leaves(next(iter(fields.values())))[0].device)
-        pieces = [_pieces(tree, order, sizes) for tree in fields.values()]
+        pieces = [_pieces(tree, order, sizes, arrays) for tree in fields.values()]
         for sequences, values in zip(parts, zip(*pieces, strict=True), strict=True):
             yield Batch._unchecked(dict(zip(fields, values, strict=True)), sequences)
 
 
-def _pieces(tree: Any, order: Tensor | None, sizes: int | list[int]) -> Iterable[Any]:
+def _to_array(leaf: Any) -> np.ndarray:
+    array: np.ndarray = to_tensor(leaf).numpy()
+    return array
+
+
+def _pieces(
+    tree: Any, order: Tensor | None, sizes: int | list[int], arrays: bool = False
+) -> Iterable[Any]:
     """A tree's rows in this order (None: theirs), cut into pieces of these sizes."""
-    if isinstance(tree, Tensor):  # by torch's own calls, without Python between
-        rows = tree if order is None else tree.index_select(0, order)
-        if isinstance(sizes, list):
-            return [rows] if len(sizes) == 1 else rows.split_with_sizes(sizes)
-        parts: Iterable[Any] = rows.split(sizes)
-        return parts
     if isinstance(tree, Mapping):
-        items = [_pieces(item, order, sizes) for item in tree.values()]
+        items = [_pieces(item, order, sizes, arrays) for item in tree.values()]
         return (dict(zip(tree, row, strict=True)) for row in zip(*items, strict=True))
     if isinstance(tree, tuple):
-        return zip(*(_pieces(item, order, sizes) for item in tree), strict=True)
-    return map(to_tensor, (tree if order is None else tree[order]).split(sizes))
-
-
-def _deal_sequences(
-    sequences: Sequences, chosen: np.ndarray, count: int
-) -> tuple[Tensor, list[int], list[Sequences]]:
-    """Deal sequences in this order to `count` minibatches of about the same number of rows."""
-    lengths = sequences.steps[chosen]
-    ends = np.cumsum(lengths)
-    # A sequence goes to the minibatch in which its middle row falls.
-    home = np.minimum(((ends - lengths / 2) * count / ends[-1]).astype(np.int64), count - 1)
-    first = np.flatnonzero(np.diff(home, prepend=-1))  # of each minibatch; none is empty
-    order, dealt = sequences.rows(chosen)
-    counts = np.diff(first, append=len(chosen)).tolist()
-    return torch.from_numpy(order), np.add.reduceat(lengths, first).tolist(), dealt.split(counts)
+        return zip(*(_pieces(item, order, sizes, arrays) for item in tree), strict=True)
+    if not isinstance(tree, Tensor):
+        parts = (tree if order is None else tree[order]).split(sizes)
+        return map(_to_array if arrays else to_tensor, parts)
+    rows = tree if order is None else tree.index_select(0, order)
+    if arrays and isinstance(sizes, list):
+        array, ends = rows.numpy(), [*itertools.accumulate(sizes)]
+        return [array[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    pieces: Iterable[Any] = rows.split(sizes)
+    return pieces
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

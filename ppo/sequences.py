@@ -54,6 +54,24 @@ class Sequences:
         states = self.states[torch.from_numpy(chosen).to(self.states.device)]
         return positions, Sequences(tuple(lengths.tolist()), states)
 
+    def deal(self, chosen: np.ndarray, count: int) -> tuple[Tensor, list[int], list[Sequences]]:
+        """Deal sequences in this order to `count` minibatches of about the same number of rows.
+
+        Returns the order of all rows, rows per minibatch, and the sequences of each.
+        """
+        lengths = self.steps[chosen]
+        ends = np.cumsum(lengths)
+        # A sequence goes to the minibatch in which its middle row falls.
+        home = np.minimum(((ends - lengths / 2) * count / ends[-1]).astype(np.int64), count - 1)
+        first = np.flatnonzero(np.diff(home, prepend=-1))  # of each minibatch; none is empty
+        order, dealt = self.rows(chosen)
+        counts = np.diff(first, append=len(chosen)).tolist()
+        return (
+            torch.from_numpy(order),
+            np.add.reduceat(lengths, first).tolist(),
+            dealt.split(counts),
+        )
+
     @property
     def shape(self) -> tuple[int, int]:
         """Number of sequences, and length of the longest."""

@@ -4,6 +4,7 @@ All sums are float64 and live where the data live. There is no prior count, empt
 nothing, and merging is independent of order up to rounding, so that ranks can be reduced.
 """
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -259,6 +260,12 @@ class RewardScaler:
             check_positive_integer("num_envs", num_envs)
             self.num_envs = num_envs
         self._returns = self._returns.new_zeros(self.num_envs)
+
+    def copy(self) -> "RewardScaler":
+        """Return a scaler that goes on from here by itself."""
+        twin = copy.copy(self)  # it may hold the same tensors: none is ever changed in place
+        twin.moments = copy.copy(self.moments)
+        return twin
 
     def forget(self, environments: Tensor) -> None:
         """Begin new sums in these environments, bool ``[N]``, whose episodes broke off unseen."""

@@ -31,3 +31,9 @@ class GradientStudy:
             vector.fill_(torch.nan)  # every entry must be written
         metrics = [float(metric) for metric in gradient(batch, loss)]
         return metrics, [vector.clone() for vector in self.optimizer.gradients]
+
+
+def arrays_of(batch):
+    """The batch as one minibatch of arrays."""
+    (whole,) = batch.minibatches(len(batch), arrays=True)
+    return whole

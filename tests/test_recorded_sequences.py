@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from gradient_study import GradientStudy
+from gradient_study import GradientStudy, arrays_of
 from hypothesis import given
 from hypothesis import strategies as st
 from small_policies import (
@@ -116,11 +116,11 @@ def generator_of(seed):
 def test_rows_that_mean_nothing_are_like_others_so_that_nothing_infinite_comes_of_them():
     policy = remembering()
     batch = make_batch(policy, [3, 1, 4])
-    (rows,) = FixedRows.of(batch)
+    (rows,) = FixedRows.of(arrays_of(batch))
     real = {tuple(row) for row in batch.obs.tolist()}
     assert {tuple(row) for row in rows.obs.tolist()} == real
-    assert torch.equal(rows.obs[rows.places], batch.obs)
-    assert torch.equal(rows.actions[rows.places], batch.actions)
+    np.testing.assert_array_equal(rows.obs[rows.places], batch.obs)
+    np.testing.assert_array_equal(rows.actions[rows.places], batch.actions)
 
 
 def test_masks_of_legal_actions_are_extended_too():
@@ -134,8 +134,8 @@ def test_masks_of_legal_actions_are_extended_too():
         study.recorded(batch, LOSS)
     study.check(batch)
     assert study.replays() == [3]
-    (rows,) = FixedRows.of(batch)
-    assert torch.equal(rows.masks[rows.places], masks)
+    (rows,) = FixedRows.of(arrays_of(batch))
+    np.testing.assert_array_equal(rows.masks[rows.places], masks)
 
 
 def test_a_few_shapes_serve_all_minibatches():
@@ -150,7 +150,7 @@ def test_what_would_be_mostly_padding_is_left_to_autograd():
     policy = remembering()
     study = Study(policy)
     lengths = [16] + [1] * 10
-    (rows,) = FixedRows.of(make_batch(policy, lengths))
+    (rows,) = FixedRows.of(arrays_of(make_batch(policy, lengths)))
     assert rows.sequences.shape[0] * 16 > _MOST_PADDING * sum(lengths)
     for seed in range(3):
         study.check(make_batch(policy, lengths, seed))

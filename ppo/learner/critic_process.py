@@ -192,14 +192,16 @@ class CriticProcess:
         return None if other is None else self._merged(mine, other)
 
     def _merged(self, mine: list[Record], other: list[Record]) -> list[list[float]]:
+        of_each = [*zip(*(norms for _, norms in mine), strict=True)]
+        of_each += zip(*(norms for _, norms in other), strict=True)
         order = np.argsort([*self._sides[0], *self._sides[1]])
-        records = []
-        for (actors, norms), (critics, others) in zip(mine, other, strict=True):
-            (policy_loss, *rest), (value_loss,) = actors, critics
-            both = [*norms, *others]
-            norm = math.hypot(*(both[index] for index in order))
-            records.append([policy_loss, value_loss, *rest, norm])
-        return records
+        norms_of_all = map(math.hypot, *(of_each[index] for index in order))
+        return [
+            [policy_loss, value_loss, *rest, norm]
+            for ((policy_loss, *rest), _), ((value_loss,), _), norm in zip(
+                mine, other, norms_of_all, strict=True
+            )
+        ]
 
     def _train(
         self,
@@ -213,7 +215,7 @@ class CriticProcess:
         settings, networks = self._settings, self._sides[critic]
         records = []
         for _ in range(settings.num_epochs):
-            for mini in batch.minibatches(settings.minibatch_size, generator):
+            for mini in batch.minibatches(settings.minibatch_size, generator, arrays=True):
                 metrics = self._gradient.half(mini, loss, critic=critic)
                 norms = self._optimizer.step_some(networks, rates, settings.max_grad_norm)
                 records.append((metrics, norms))

@@ -38,9 +38,11 @@ class Gradient(Protocol):
 
     Attributes:
         num_threads: Threads that serve it best inside one operation; None for torch's setting.
+        takes_arrays: Minibatches are best of arrays, not of tensors (see `Batch.minibatches`).
     """
 
     num_threads: int | None
+    takes_arrays: bool
 
     def begin(self) -> None:
         """Take note that an update begins: the policy may have changed since the last one."""
@@ -58,6 +60,7 @@ class EagerGradient:
     """
 
     num_threads: int | None = None
+    takes_arrays = False
 
     def __init__(self, policy: nn.Module, optimizer: FlatOptimizer) -> None:
         self._evaluate = Evaluator(policy)

@@ -15,7 +15,7 @@ from ppo.rollout import Batch
 from ppo.sequences import Sequences
 from ppo.trees import leaves, map_tree
 
-__all__ = ["FixedRows"]
+__all__ = ["FixedRows", "inputs_of"]
 
 # What is inside of a small policy stays in the processor's cache for so many.
 _ROWS_AT_ONCE = 2**10
@@ -32,8 +32,8 @@ class FixedRows:
     nothing: a policy never looks ahead, so what it says of the real ones stays.
 
     Attributes:
-        obs: Observations `[R, ...]`.
-        actions: Actions `[R, ...]`.
+        obs: Observations `[R, ...]`, a tree of arrays.
+        actions: Actions `[R, ...]`, a tree of arrays.
         masks: Legal actions `[R, M]`; None: all.
         sequences: Which rows follow one another; None if each stands for itself.
         places: Which of these rows count, in the order of the minibatch.
@@ -42,22 +42,21 @@ class FixedRows:
 
     obs: Any
     actions: Any
-    masks: Tensor | None
+    masks: np.ndarray | None
     sequences: Sequences | None
     places: np.ndarray | slice
     counted: slice
 
     @classmethod
     def of(cls, batch: Batch) -> list[FixedRows]:
-        """The rows of a minibatch, in parts of one shape."""
+        """The rows of a minibatch of arrays, in parts of one shape."""
         masks = vars(batch).get("action_masks")
         if batch.sequences is None:
             return cls(batch.obs, batch.actions, masks, None, _ALL, _ALL)._parts()
         positions, sequences, places = batch.sequences.extended()
-        rows = torch.from_numpy(positions)
 
-        def chosen(tensor: Tensor) -> Tensor:
-            return tensor.index_select(0, rows)
+        def chosen(array: np.ndarray) -> np.ndarray:
+            return array.take(positions, 0)
 
         obs, actions = map_tree(chosen, (batch.obs, batch.actions))
         masks = None if masks is None else chosen(masks)
@@ -83,32 +82,35 @@ class FixedRows:
         return parts
 
     def __len__(self) -> int:
-        return self.tensors[0].shape[0]
+        return len(self.arrays[0])
 
     @functools.cached_property
-    def tensors(self) -> list[Tensor]:
-        """Everything that changes from minibatch to minibatch."""
+    def arrays(self) -> list[np.ndarray]:
+        """Everything that changes from minibatch to minibatch, in the order of `inputs_of`."""
         masks = () if self.masks is None else (self.masks,)
-        states = () if self.sequences is None else (self.sequences.states,)
+        states = () if self.sequences is None else (self.sequences.states.numpy(),)
         return leaves((self.obs, self.actions, masks, states))
 
     @property
     def shape(self) -> tuple[object, ...]:
         """Equal for rows that can take one another's place."""
         lengths = None if self.sequences is None else self.sequences.lengths
-        return (lengths, *((tensor.shape, tensor.dtype) for tensor in self.tensors))
+        return (lengths, *((array.shape, array.dtype) for array in self.arrays))
 
-    @property
-    def context(self) -> dict[str, Any]:
-        """As `Batch.context`."""
-        context = {"action_masks": self.masks, "sequences": self.sequences}
-        return {name: value for name, value in context.items() if value is not None}
-
-    def clone(self) -> FixedRows:
-        """The same in memory of its own."""
+    def copy(self) -> Batch:
+        """The rows as tensors in memory of their own."""
         sequences = self.sequences
         if sequences is not None:
             sequences = Sequences(sequences.lengths, sequences.states.clone())
-        obs, actions = map_tree(torch.clone, (self.obs, self.actions))
-        masks = None if self.masks is None else self.masks.clone()
-        return FixedRows(obs, actions, masks, sequences, self.places, self.counted)
+        fields = {"obs": self.obs, "actions": self.actions}
+        if self.masks is not None:
+            fields["action_masks"] = self.masks
+        # Memory of torch's is aligned, which decides how some processors round.
+        fields = map_tree(lambda array: torch.from_numpy(array).clone(), fields)
+        return Batch(sequences=sequences, **fields)
+
+
+def inputs_of(rows: Batch) -> list[Tensor]:
+    """The tensors of a copy of `FixedRows`, in the order of its arrays."""
+    states = () if rows.sequences is None else (rows.sequences.states,)
+    return leaves((*rows.fields.values(), *states))

@@ -238,7 +238,7 @@ def _clip_on_cpu(gradient: np.ndarray, limit: float) -> float:
     """The same for one gradient, in few calls: what is on the host can be looked at."""
     # NumPy's product of longer vectors would start threads of its own.
     if gradient.size <= _ONE_THREAD:
-        norm = math.sqrt(float(np.dot(gradient, gradient)))
+        norm = math.sqrt(float(gradient.dot(gradient)))
     else:
         norm = float(torch.linalg.vector_norm(torch.from_numpy(gradient)))
     if norm + 1e-6 > limit:

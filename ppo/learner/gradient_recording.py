@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ppo.learner.eager import LossSettings
-from ppo.learner.fixed_rows import FixedRows
-from ppo.learner.numpy_loss import normalized, policy_loss, value_loss
+from ppo.learner.fixed_rows import FixedRows, inputs_of
+from ppo.learner.numpy_loss import normalized, policy_loss, share, value_loss
 from ppo.policies.protocol import Evaluation, Evaluator
 from ppo.recording import Program, Tape, UnsupportedError
 from ppo.rollout import Batch
@@ -41,8 +41,8 @@ class GradientRecording:
         self.replays = 0
         self.shape = None if rows.sequences is None else rows.sequences.shape
         self._evaluator = Evaluator(policy)
-        self._rows = rows.clone()
-        inputs = self._rows.tensors
+        self._rows = rows.copy()
+        inputs = inputs_of(self._rows)
         self._trained = [p for p in policy.parameters() if p.requires_grad]
         tape = Tape([*known, *inputs])
         with torch.enable_grad():
@@ -66,7 +66,7 @@ class GradientRecording:
         self._columns = [x.detach().numpy() for x in (*new, *self._slopes)]
         self._kept: list[list[np.ndarray]] = []  # of each part of the last minibatch
 
-    def _evaluate(self, rows: FixedRows | Batch) -> Evaluation:
+    def _evaluate(self, rows: Batch) -> Evaluation:
         return self._evaluator(rows.obs, rows.actions, rows.context)
 
     def _differentiate(self, new: Evaluation, slopes: Sequence[Tensor]) -> Sequence[Tensor | None]:
@@ -104,11 +104,11 @@ class GradientRecording:
         Before the first step of an update they are, but for rounding, if the policy is the same.
 
         Args:
-            batch: The minibatch that was looked at or replayed last, and kept.
+            batch: The minibatch, of arrays, that was looked at or replayed last, and kept.
         """
         columns = zip(*self._kept, strict=True)
         log_probs, _, values, *_ = (np.concatenate(parts) for parts in columns)
-        return _close(log_probs, batch.log_probs.numpy()) and _close(values, batch.values.numpy())
+        return _close(log_probs, batch.log_probs) and _close(values, batch.values)
 
     def agrees(self, batch: Batch | None = None) -> bool:
         """Whether autograd finds the same for the minibatch that was replayed last.
@@ -116,7 +116,8 @@ class GradientRecording:
         With the slopes of the loss given: on an edge of the clip, rounding decides a row's slope.
 
         Args:
-            batch: That minibatch, whose replay was to `keep` it; None: look at what was repeated.
+            batch: That minibatch, of tensors, whose replay was to `keep` it; None: look at what was
+                repeated.
         """
         if batch is None:
             columns = self._columns
@@ -155,7 +156,7 @@ class GradientRecording:
 
         Args:
             parts: Rows of the recorded shape.
-            batch: The minibatch.
+            batch: The minibatch, of arrays.
             settings: Of its loss.
             actor: Do the actor's side of `split`.
             critic: Do the critic's.
@@ -202,8 +203,8 @@ class GradientRecording:
         self._programs[True, True].finish()
 
     def _begin(self, programs: _Programs, part: FixedRows) -> None:
-        for ours, theirs in zip(self._arrays, part.tensors, strict=True):
-            np.copyto(ours, theirs.numpy())
+        for ours, theirs in zip(self._arrays, part.arrays, strict=True):
+            np.copyto(ours, theirs)
         programs.forward()
 
     def _keep(self, part: FixedRows) -> None:
@@ -214,28 +215,27 @@ class GradientRecording:
     ) -> list[float]:
         """Write the slopes of policy loss and entropy; returns the metrics without the critic's."""
         places, counted, num_rows = part.places, part.counted, len(advantages)
-        old = batch.log_probs.numpy()[counted]
+        old = batch.log_probs[counted]
         loss, kl, clip_fraction, slopes = policy_loss(
             self._log_probs[places], old, advantages[counted], settings, num_rows
         )
         _pull(self._d_log_probs, slopes, places)
         if self._pulling[1]:
             _pull(self._d_entropy, -settings.entropy_coef / num_rows, places)
-        entropy = float(np.add.reduce(self._entropy[places])) / num_rows
-        return [loss, entropy, kl, clip_fraction]
+        return [loss, share(self._entropy[places], num_rows), kl, clip_fraction]
 
     def _value_loss(self, part: FixedRows, batch: Batch, settings: LossSettings) -> float:
         """Write the slopes of the value loss; returns it."""
         places, counted, num_rows = part.places, part.counted, len(batch.returns)
-        returns = batch.returns.numpy()[counted]
-        old = None if settings.value_clip_range is None else batch.values.numpy()[counted]
+        returns = batch.returns[counted]
+        old = None if settings.value_clip_range is None else batch.values[counted]
         loss, slopes = value_loss(self._values[places], returns, old, settings, num_rows)
         _pull(self._d_values, slopes, places)
         return loss
 
 
 def _advantages(batch: Batch, settings: LossSettings) -> np.ndarray:
-    advantages: np.ndarray = batch.advantages.numpy()
+    advantages: np.ndarray = batch.advantages
     return normalized(advantages) if settings.normalize_advantages else advantages
 
 

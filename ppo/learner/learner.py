@@ -263,7 +263,9 @@ class Learner:
         records: list[list[float | Tensor]] = []
         for batch in batches:
             first = len(records)
-            for mini in batch.minibatches(settings.minibatch_size, generator):
+            for mini in batch.minibatches(
+                settings.minibatch_size, generator, arrays=self._gradient.takes_arrays
+            ):
                 metrics = self._gradient(mini, loss)
                 norm = self._optimizer.step(rates, settings.max_grad_norm)
                 records.append([*metrics, norm])

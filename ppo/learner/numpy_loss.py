@@ -7,7 +7,9 @@ with autograd's, term by term.
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +18,14 @@ from ppo.losses import MAX_LOG_RATIO
 
 _NOISE = {np.dtype(kind): 8.0 * float(np.finfo(kind).eps) for kind in (np.float32, np.float64)}
 
-__all__ = ["normalized", "policy_loss", "value_loss"]
+__all__ = ["normalized", "policy_loss", "share", "value_loss"]
 
 
 def normalized(x: np.ndarray) -> np.ndarray:
     """`ppo.advantages.normalize` of a vector."""
-    mean = _share(x, len(x))
+    mean = float(np.add.reduce(x)) / len(x)  # in pairs: exact enough for a constant
     centered = x - mean
-    variance = float(np.dot(centered, centered)) / len(x)
+    variance = float(centered.dot(centered)) / len(x)
     noise = _NOISE[x.dtype] * mean
     if variance <= noise * noise:
         return np.zeros_like(x)
@@ -75,7 +77,7 @@ def policy_loss(
     outside = np.abs(change) > low if high == low else (change < -low) | (change > high)
     change -= log_ratio
     fraction = np.count_nonzero(outside) / num_rows
-    return -_share(objective, num_rows), _share(change, num_rows), fraction, surrogate
+    return -share(objective, num_rows), share(change, num_rows), fraction, surrogate
 
 
 def value_loss(
@@ -101,7 +103,7 @@ def value_loss(
     slope = 2.0 * settings.value_coef / num_rows
     limit = settings.value_clip_range
     if limit is None:
-        return float(np.dot(error, error)) / num_rows, slope * error
+        return float(error.dot(error)) / num_rows, slope * error
     assert old_values is not None
     square = error * error
     error *= slope
@@ -111,8 +113,14 @@ def value_loss(
     other *= other
     error[(clipped != step) & (other > square)] = 0.0
     np.maximum(square, other, out=square)
-    return _share(square, num_rows), error
+    return share(square, num_rows), error
 
 
-def _share(x: np.ndarray, num_rows: int) -> float:
-    return float(np.add.reduce(x)) / num_rows
+def share(x: np.ndarray, num_rows: int) -> float:
+    """What these rows add to a mean; as a product with ones, in half the time of a sum."""
+    return float(x.dot(_ones(len(x), x.dtype))) / num_rows
+
+
+@functools.lru_cache
+def _ones(size: int, dtype: np.dtype[Any]) -> np.ndarray:
+    return np.ones(size, dtype)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from ppo.learner.flat_optimizer import FlatOptimizer
 from ppo.learner.gradient_recording import GradientRecording
 from ppo.recording import Fingerprint, UnsupportedError
 from ppo.rollout import Batch
+from ppo.trees import leaves, map_tree
 
 __all__ = ["RecordedGradient"]
 
@@ -46,6 +48,7 @@ class RecordedGradient:
     """
 
     num_threads: int | None = 1
+    takes_arrays = True
 
     def __init__(self, policy: nn.Module, optimizer: FlatOptimizer) -> None:
         self._policy = policy
@@ -84,6 +87,7 @@ class RecordedGradient:
         """Write the gradient of one minibatch; returns the `METRICS`."""
         if not (self._repeatable and _worth_it(batch)):
             return self._by_autograd(batch, settings)
+        batch = _of_arrays(batch)
         parts = FixedRows.of(batch)
         key = _key(parts, settings)
         if key not in self._recordings:
@@ -100,7 +104,7 @@ class RecordedGradient:
         metrics = recording.replay(parts, batch, settings, keep=due or first)
         due = due or (first and not recording.is_of_collector(batch))
         self._checked = self._checked or first
-        if due and not recording.agrees(batch):
+        if due and not recording.agrees(_of_tensors(batch)):
             self._recordings.clear()
             self._repeatable = not new
             self._fingerprint = Fingerprint(self._policy)  # no second process has it
@@ -135,6 +139,7 @@ class RecordedGradient:
         Raises:
             KeyError: There is no recording for this minibatch.
         """
+        batch = _of_arrays(batch)
         parts = FixedRows.of(batch)
         recording = self._recordings[_key(parts, settings)]
         return recording.replay(parts, batch, settings, actor=not critic, critic=critic)
@@ -144,6 +149,7 @@ class RecordedGradient:
 
         Without a comparison if it says of the rows what the policy said that collected them.
         """
+        batch = _of_arrays(batch)
         parts = FixedRows.of(batch)
         recording = self._recordings.get(_key(parts, settings))
         if recording is None:
@@ -154,7 +160,7 @@ class RecordedGradient:
         replays = recording.replays
         recording.replay(parts, batch, settings, keep=True)
         recording.replays = replays
-        return recording.agrees(batch)
+        return recording.agrees(_of_tensors(batch))
 
     def holds(self, num_replays: int) -> bool:
         """Whether autograd agrees with all recordings that are due to be compared that soon."""
@@ -203,7 +209,23 @@ class RecordedGradient:
         return True
 
     def _by_autograd(self, batch: Batch, settings: LossSettings) -> list[float]:
-        return [metric.item() for metric in self._eager(batch, settings)]
+        return [metric.item() for metric in self._eager(_of_tensors(batch), settings)]
+
+
+def _of_arrays(batch: Batch) -> Batch:
+    """A minibatch of arrays, if it is one of tensors."""
+    some = leaves(next(iter(vars(batch).values())))[0]
+    return next(batch.minibatches(len(batch), arrays=True)) if isinstance(some, Tensor) else batch
+
+
+def _of_tensors(batch: Batch) -> Batch:
+    """A minibatch of tensors, if it is one of arrays."""
+
+    def converted(leaf: Any) -> Tensor:
+        return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+    fields = {name: map_tree(converted, tree) for name, tree in batch.fields.items()}
+    return Batch(sequences=batch.sequences, **fields)
 
 
 def _worth_it(batch: Batch) -> bool:
