@@ -2,13 +2,16 @@ import copy
 import dataclasses
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ppo.errors import NonFiniteError
+from ppo.frames import FrameStack
 from ppo.rollout import Batch, Episode, Rollout
+from ppo.trees import leaves
 
 
 def make_rollout(T=4, N=3, valid=None):
@@ -46,6 +49,28 @@ def test_minibatches_hold_each_row_exactly_once_in_balanced_sizes(rows, size, se
     assert len(sizes) == -(-rows // size)
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) <= size
+
+
+@given(st.integers(1, 70), st.integers(1, 80))
+def test_minibatches_of_arrays_hold_what_those_of_tensors_do(rows, size):
+    index = torch.arange(rows)
+    flat, nested = index.float(), {"a": index, "b": (index[:, None] * torch.ones(2), index > 3)}
+    stack = FrameStack(flat, torch.stack([index, index.flip(0)], -1))
+    batch = Batch(flat=flat, nested=nested, stack=stack)
+    ours, theirs = (
+        list(batch.minibatches(size, generator(), arrays=arrays)) for arrays in (True, False)
+    )
+    assert len(ours) == len(theirs)
+    for mini, wanted in zip(ours, theirs, strict=True):
+        assert len(mini) == len(wanted)
+        assert mini.fields.keys() == wanted.fields.keys()
+        pairs = zip(
+            leaves(tuple(mini.fields.values())), leaves(tuple(wanted.fields.values())), strict=True
+        )
+        for array, tensor in pairs:
+            assert type(array) is np.ndarray
+            assert array.dtype == tensor.numpy().dtype
+            np.testing.assert_array_equal(array, tensor)
 
 
 def test_minibatches_are_a_function_of_the_generator():

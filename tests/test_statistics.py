@@ -293,6 +293,21 @@ def test_a_scaler_saved_and_loaded_goes_on_bitwise(seed, horizons):
         assert torch.equal(loaded.state_dict()[name], x)
 
 
+def test_a_copy_of_a_scaler_goes_on_by_itself():
+    first, second, third = rollouts(0, [10, 10, 10])
+    scaler, witness = RewardScaler(0.9, 3), RewardScaler(0.9, 3)
+    for one in (scaler, witness):
+        one(*first)
+    twin = scaler.copy()
+    wanted = witness(*second)
+    assert torch.equal(twin(*second), wanted)
+    twin.forget(torch.tensor([True, False, True]))
+    twin.reset(2)
+    assert scaler.num_envs == 3
+    assert torch.equal(scaler(*second), wanted)
+    assert torch.equal(scaler(*third), witness(*third))
+
+
 def test_reset_forgets_the_episodes_and_keeps_the_moments():
     first, second = rollouts(0, [10, 10])
     first[1][-1], first[2][-1], first[3][-1] = False, False, True

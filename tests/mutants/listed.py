@@ -997,8 +997,36 @@ COLLECTOR = [
     Mutant(
         "every field of a minibatch is shuffled by itself",
         "rollout.py",
-        "_pieces(tree, order, sizes) for tree",
-        "_pieces(tree, order[torch.randperm(len(order))], sizes) for tree",
+        "_pieces(tree, order, sizes, arrays) for tree",
+        "_pieces(tree, order[torch.randperm(len(order))], sizes, arrays) for tree",
+        ("rollout",),
+    ),
+    Mutant(
+        "every minibatch of arrays is the first one",
+        "rollout.py",
+        "array[end - size : end]",
+        "array[:size]",
+        ("rollout",),
+    ),
+    Mutant(
+        "of trees, a minibatch of arrays holds tensors",
+        "rollout.py",
+        "_pieces(item, order, sizes, arrays) for item in tree.values()",
+        "_pieces(item, order, sizes) for item in tree.values()",
+        ("rollout",),
+    ),
+    Mutant(
+        "one minibatch of arrays is one of tensors",
+        "rollout.py",
+        "_to_array if arrays else to_tensor\n        fields",
+        "to_tensor\n        fields",
+        ("rollout",),
+    ),
+    Mutant(
+        "stacked frames are tensors among arrays",
+        "rollout.py",
+        "map(_to_array if arrays else to_tensor, parts)",
+        "map(to_tensor, parts)",
         ("rollout",),
     ),
     Mutant(
@@ -1112,9 +1140,16 @@ CHECKPOINT = [
     Mutant(
         "an update that fails has moved the reward scaler",
         "assembly.py",
-        "copy.deepcopy(scaler), rollout.rewards",
-        "scaler, rollout.rewards",
+        "scaler.copy() if scaler else",
+        "scaler if scaler else",
         ("agent",),
+    ),
+    Mutant(
+        "the copy of a reward scaler moves the moments of both",
+        "statistics.py",
+        "twin.moments = copy.copy(self.moments)",
+        "pass",
+        ("statistics", "agent"),
     ),
     Mutant(
         "the statistics of observations move before the policy learns",
@@ -1390,7 +1425,7 @@ LEARNER = [
     Mutant(
         "only the actor is checked at the beginning of an update",
         "learner/gradient_recording.py",
-        " and _close(values, batch.values.numpy())",
+        " and _close(values, batch.values)",
         "",
         ("recorded",),
     ),
@@ -1695,8 +1730,8 @@ MEMORY = [
     Mutant(
         "the loss of clipped values is that of unclipped ones",
         "learner/numpy_loss.py",
-        "    if limit is None:\n        return float(np.dot",
-        "    if True:\n        return float(np.dot",
+        "    if limit is None:\n        return float(error.dot",
+        "    if True:\n        return float(error.dot",
         ("numpy_loss",),
     ),
     Mutant(
