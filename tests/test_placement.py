@@ -3,14 +3,19 @@
 import mmap
 import os
 import sys
-from types import SimpleNamespace
 
 import pytest
 from environments import CountingEnv
 from known_policies import SnapshotCountPolicy
 
-from ppo.collector import RolloutCollector, placement, pool, processes, worker
-from ppo.collector.placement import home_of, num_processors, rest_at, this_processor
+from ppo.collector import RolloutCollector, placement, pool, worker
+from ppo.collector.placement import (
+    home_of,
+    num_processors,
+    rest_at,
+    this_processor,
+    waking_order,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux moves processes so")
 
@@ -110,11 +115,10 @@ def test_where_a_thread_runs_may_be_unknown(monkeypatch):
 
 
 def test_whoever_sleeps_where_the_parent_runs_is_woken_last(monkeypatch):
-    monkeypatch.setattr(processes, "this_processor", lambda: 1)
-    workers = [SimpleNamespace(home=home) for home in (1, 0, None)]
-    assert [one.home for one in processes.waking_order(workers)] == [0, None, 1]
-    monkeypatch.setattr(processes, "this_processor", lambda: 2)
-    assert processes.waking_order(workers) == workers
+    monkeypatch.setattr(placement, "this_processor", lambda: 1)
+    assert waking_order([1, 0, None, 1, 2]) == [1, 2, 4, 0, 3]
+    monkeypatch.setattr(placement, "this_processor", lambda: 3)
+    assert waking_order([1, 0, None]) == [0, 1, 2]
 
 
 def test_every_worker_goes_to_its_own_home_behind_every_answer(monkeypatch):

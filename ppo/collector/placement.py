@@ -13,9 +13,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-__all__ = ["home_of", "num_processors", "rest_at", "this_processor"]
+__all__ = ["home_of", "num_processors", "rest_at", "this_processor", "waking_order"]
 
 _getcpu: Callable[[], int] | None = getattr(ctypes.CDLL(None), "sched_getcpu", None)
 
@@ -49,3 +49,9 @@ def rest_at(home: int | None) -> None:
         if home in allowed:
             os.sched_setaffinity(0, {home})
             os.sched_setaffinity(0, allowed)
+
+
+def waking_order(homes: Sequence[int | None]) -> list[int]:
+    """Workers that sleep there, by number: last whoever sleeps where this thread runs."""
+    here = this_processor()
+    return sorted(range(len(homes)), key=lambda worker: homes[worker] == here)

@@ -15,14 +15,8 @@ import numpy as np
 
 from ppo.collector.buffers import Buffers, Layout, anonymous_file, write_objects
 from ppo.collector.columns import Final, Harvest, Restart, give_up_rows
-from ppo.collector.placement import home_of, num_processors
-from ppo.collector.processes import (
-    StartMethod,
-    WorkerProcess,
-    end_workers,
-    start_context,
-    waking_order,
-)
+from ppo.collector.placement import home_of, num_processors, waking_order
+from ppo.collector.processes import StartMethod, WorkerProcess, end_workers, start_context
 from ppo.collector.replay import Bookmark, Place
 from ppo.collector.signals import STEP, STEPPED, Patience, poll, receive_byte
 from ppo.collector.whereabouts import PLAYING, whereabouts
@@ -246,9 +240,9 @@ class WorkerPool:
         codes = [one.process.exitcode for one in self._workers]
         self._died_idle = {worker for worker, code in enumerate(codes) if code is not None}
         pickled = reduction.ForkingPickler.dumps(message)  # once for all
-        for one in waking_order(self._workers):
+        for worker in waking_order([one.home for one in self._workers]):
             with contextlib.suppress(OSError):  # who is dead is met when an answer is awaited
-                one.conn.send_bytes(pickled)
+                self._workers[worker].conn.send_bytes(pickled)
 
     def _receive_all(self) -> list[Any]:
         """One answer of every worker, as they come: no fault waits behind a busy sibling."""

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ppo.collector.buffers import anonymous_file
-from ppo.collector.placement import num_processors, this_processor
+from ppo.collector.placement import num_processors
 from ppo.collector.worker import SHOW_STACK, worker_main
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "end_workers",
     "fitting_number_of_workers",
     "start_context",
-    "waking_order",
 ]
 
 StartMethod = Literal["fork", "forkserver", "spawn"]
@@ -215,12 +214,6 @@ def _without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
-
-
-def waking_order(workers: Sequence[WorkerProcess]) -> list[WorkerProcess]:
-    """Workers in the order in which to wake them: last whoever sleeps where this process runs."""
-    here = this_processor()
-    return sorted(workers, key=lambda one: one.home == here)
 
 
 def end_workers(

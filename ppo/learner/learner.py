@@ -221,7 +221,7 @@ class Learner:
             return None  # it will be recorded now
         if not self._gradient.closed:
             twin = torch.Generator().set_state(generator.get_state())
-            first = next(batch.minibatches(self._settings.minibatch_size, twin))
+            first = next(batch.minibatches(self._settings.minibatch_size, twin, arrays=True))
             if not self._gradient.begins_well(first, loss):
                 self._helper.close()
                 self._helper = None  # it has the same stale recordings

@@ -766,9 +766,9 @@ COLLECTOR = [
     ),
     Mutant(
         "a worker is woken first where the parent runs",
-        "collector/processes.py",
-        "one.home == here",
-        "one.home != here",
+        "collector/placement.py",
+        "homes[worker] == here",
+        "homes[worker] != here",
         ("placement",),
     ),
     Mutant(
