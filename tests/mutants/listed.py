@@ -1599,7 +1599,7 @@ MEMORY = [
         "policies/state.py",
         "self.memory[ended] = 0.0",
         "pass",
-        ("sequences",),
+        ("evaluation", "collector_state"),
     ),
     Mutant(
         "sequences are cut a step late",
