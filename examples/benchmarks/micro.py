@@ -147,11 +147,12 @@ def own_step(name, policy, batch):
     optimizer = FlatAdam(parameter_groups(policy), eps=1e-5)
     gradient = GRADIENTS[name](policy, optimizer)
     weights = LossSettings(0.2, 0.0, 0.5, None, False)
+    (mini,) = batch.minibatches(len(batch), arrays=gradient.takes_arrays)
     gradient.begin()
-    gradient(batch, weights)
+    gradient(mini, weights)
 
     def step():
-        gradient(batch, weights)
+        gradient(mini, weights)
         optimizer.step(STILL, 0.5)
 
     return step

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -219,12 +218,8 @@ def _of_arrays(batch: Batch) -> Batch:
 
 
 def _of_tensors(batch: Batch) -> Batch:
-    """A minibatch of tensors, if it is one of arrays."""
-
-    def converted(leaf: Any) -> Tensor:
-        return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
-
-    fields = {name: map_tree(converted, tree) for name, tree in batch.fields.items()}
+    """A minibatch of tensors in the same memory, if it is one of arrays."""
+    fields = {name: map_tree(torch.as_tensor, tree) for name, tree in batch.fields.items()}
     return Batch(sequences=batch.sequences, **fields)
 
 
