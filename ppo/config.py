@@ -15,7 +15,6 @@ import gymnasium
 import numpy as np
 
 from ppo.config_parsing import (
-    NearestError,
     check_fields,
     parse_dataclass,
     parse_override,
@@ -25,12 +24,14 @@ from ppo.config_parsing import (
 from ppo.envs import Env, EnvFactory, make_env
 from ppo.errors import ConfigError
 from ppo.learner.torch_optimizer import UNFIT, check_options, optimizer_names
+from ppo.nearest import NearestError, names_the_nearest
 from ppo.policies.options import PolicyConfig
 from ppo.schedules import Constant, Linear, Schedule
 
 __all__ = ["PPOConfig", "tuned_names"]
 
 
+@names_the_nearest
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PPOConfig:
     """Everything a run needs to know; the defaults suit continuous control without tuning.
@@ -195,14 +196,7 @@ class PPOConfig:
 
     def replace(self, **changes: Any) -> PPOConfig:
         """Return a copy with some settings changed; unknown names are a `ConfigError`."""
-        try:
-            return dataclasses.replace(self, **changes)
-        except TypeError:
-            known = [field.name for field in dataclasses.fields(self)]
-            for name in changes:
-                if name not in known:
-                    raise NearestError(name, known) from None
-            raise
+        return dataclasses.replace(self, **changes)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PPOConfig:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import math
 import numbers
@@ -24,10 +23,10 @@ import numpy as np
 import yaml
 
 from ppo.errors import ConfigError
+from ppo.nearest import NearestError, setting_names
 from ppo.schedules import Schedule, as_schedule
 
 __all__ = [
-    "NearestError",
     "Text",
     "check_fields",
     "parse_dataclass",
@@ -46,20 +45,6 @@ _MAX_VALUES = 10_000
 # What plain text, numbers, dates, `<<` and `=` resolve to without a tag being written.
 _PLAIN_TAGS = {"str", "int", "float", "bool", "null", "timestamp", "merge", "value", "seq", "map"}
 _INTEGER = re.compile(r"[+-]?\d+(_\d+)*")
-
-
-class NearestError(ConfigError):
-    """A name is unknown; the message offers the nearest valid one."""
-
-    def __init__(self, name: str, known: Sequence[str], what: str = "setting") -> None:
-        lowered = {one.lower(): one for one in known}
-        close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
-        hint = (
-            f"did you mean {lowered[close[0]]!r}?"
-            if close
-            else f"known are {', '.join(sorted(known))}"
-        )
-        super().__init__(f"unknown {what} {name!r}; {hint}")
 
 
 class Text(str):
@@ -200,7 +185,7 @@ def parse_dataclass(cls: type[T], data: Mapping[Any, Any], where: str = "") -> T
     for key, value in data.items():
         with _locating(where, key):
             if key not in hints:
-                raise NearestError(str(key), list(hints))
+                raise NearestError(str(key), setting_names(cls))
             values[str(key)] = _coerce(hints[key], value, str(key), where, lenient=True)
     try:
         return cls(**values)

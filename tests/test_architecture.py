@@ -41,6 +41,7 @@ FLOORS = [
         "envs",
         "policies",
         "config_parsing",
+        "nearest",
         "recording",
     },
     {"collector", "learner", "config", "checkpoint"},

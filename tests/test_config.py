@@ -11,7 +11,7 @@ from environments import CountingEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppo import Constant, Linear, PolicyConfig, PPOAgent, PPOConfig, PPOError
+from ppo import Constant, EncoderConfig, Linear, PolicyConfig, PPOAgent, PPOConfig, PPOError
 from ppo.config import tuned_names
 from ppo.errors import ConfigError, EnvCreationError
 
@@ -259,9 +259,22 @@ def test_replace_changes_what_it_is_told_and_nothing_else():
     assert other.replace(num_envs=8) == config
 
 
-def test_replace_offers_the_nearest_name():
-    with pytest.raises(ConfigError, match=r"'gama'.*'gamma'"):
-        PPOConfig().replace(gama=0.9)
+@pytest.mark.parametrize(
+    ("make", "name", "nearest"),
+    [
+        (PPOConfig, "gama", "gamma"),
+        (PPOConfig().replace, "gama", "gamma"),
+        (PPOConfig, "n_steps", "num_steps"),  # as other libraries call it
+        (PPOConfig, "hidden_size", "policy.hidden_sizes"),
+        (PPOConfig, "log_std_init", "policy.log_std_init"),
+        (PolicyConfig, "hiden_sizes", "hidden_sizes"),
+        (EncoderConfig, "feature", "features"),
+    ],
+)
+@pytest.mark.parametrize("kind", [ConfigError, TypeError])  # what a caller might catch
+def test_an_unknown_argument_is_answered_with_the_nearest(make, name, nearest, kind):
+    with pytest.raises(kind, match=f"unknown setting '{name}'; did you mean '{nearest}'"):
+        make(**{name: 0.9})
 
 
 # From a file

@@ -13,8 +13,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from ppo.config_parsing import NearestError
 from ppo.errors import ConfigError, SpaceError
+from ppo.nearest import NearestError
 from ppo.policies.bodies import MLP, NatureCNN, without_values
 from ppo.policies.options import EncoderConfig, PolicyConfig
 from ppo.spaces import is_image, sub_spaces

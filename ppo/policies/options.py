@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 from ppo.config_parsing import check_fields, parse_dataclass
 from ppo.errors import ConfigError
+from ppo.nearest import names_the_nearest
 from ppo.policies.bodies import ACTIVATIONS
 
 __all__ = ["EncoderConfig", "PolicyConfig"]
 
 
+@names_the_nearest
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
     """How one leaf of the observation becomes features.
@@ -43,6 +45,7 @@ class EncoderConfig:
             raise ConfigError(f"features must be at least 1, got {self.features}")
 
 
+@names_the_nearest
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
     """Shape of the default policy.

@@ -1998,6 +1998,20 @@ FAULTS = [
 
 OPTIONS = [
     Mutant(
+        "an unknown argument is Python's affair",
+        "nearest.py",
+        "if name not in known:",
+        "if False:",
+        ("config",),
+    ),
+    Mutant(
+        "settings of the policy are not among those that are known",
+        "nearest.py",
+        "if dataclasses.is_dataclass(group := hints[field.name]):",
+        "if (group := hints[field.name]) is None:",
+        ("config",),
+    ),
+    Mutant(
         "advantages are recomputed with the values of the collecting critic",
         "agent.py",
         "revalue(self.policy, rollout), rewards",
