@@ -343,11 +343,14 @@ def _policy_loss(
 ) -> Tensor:
     (advantages,) = at_least_float32(advantages.detach())
     ratio = log_ratio.exp()
-    objective = torch.minimum(ratio * advantages, _clamp(ratio, 1 - low, 1 + high) * advantages)
+    objective, clipped = ratio * advantages, _clamp(ratio, 1 - low, 1 + high) * advantages
+    # Not by minimum(): of two that are equal it takes half the gradient of each, and that of a
+    # clamp at its limits is another one since torch 2.14.
+    objective = torch.where(objective <= clipped, objective, clipped)
     if dual_clip is not None:
         check_above_1("dual_clip", dual_clip)
-        bounded = torch.maximum(objective, dual_clip * advantages)
-        objective = torch.where(advantages < 0, bounded, objective)
+        bound = dual_clip * advantages
+        objective = torch.where((advantages < 0) & (objective < bound), bound, objective)
     return -masked_mean(objective, valid)
 
 
@@ -364,7 +367,8 @@ def _value_loss(
         check_limit("value_clip_range", value_clip_range)
         old_values = require("old_values", old_values, "value_clip_range").detach()
         clipped = old_values + _clamp(values - old_values, -value_clip_range, value_clip_range)
-        error = torch.maximum(error, select(clipped - returns, valid).square())
+        other = select(clipped - returns, valid).square()
+        error = torch.where(error >= other, error, other)  # as above
     return masked_mean(error, valid)
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from collecting import assert_identical, collect
+from gymnasium.wrappers import AtariPreprocessing
 
 from ppo import PolicyConfig, PPOAgent, PPOConfig, make_policy
 from ppo.atari import AtariSeeding
@@ -40,6 +41,15 @@ def episode(env, seed, num_frames=60):
     frames = [env.reset(seed=seed)[0]]
     frames += [env.step(int(action))[0] for action in actions]
     return np.stack(frames)
+
+
+def test_preprocessed_pictures_do_not_depend_on_what_the_game_returns():
+    def wrapped(**kwargs):
+        return AtariPreprocessing(game(**kwargs))
+
+    coloured, gray = (episode(wrapped(**kind), 3) for kind in ({}, {"obs_type": "grayscale"}))
+    np.testing.assert_array_equal(gray, coloured)
+    assert (coloured[1:] != coloured[:-1]).any()
 
 
 @pytest.mark.parametrize("name", [GAME, "ALE/Pong-v5", "ALE/MontezumaRevenge-v5"])

@@ -149,6 +149,12 @@ def test_before_the_first_step_the_loss_is_minus_the_mean_advantage():
     torch.testing.assert_close(new.grad, -a["advantages"] / 8)
 
 
+def test_before_the_first_step_values_that_may_not_change_are_pulled_as_if_they_could():
+    values, returns = torch.tensor([1.0, -2.0], requires_grad=True), torch.tensor([0.5, 3.0])
+    value_loss(values, returns, value_clip_range=0.0, old_values=values).backward()
+    assert torch.equal(values.grad, values.detach() - returns)
+
+
 @law
 @given(masked_rows(count=3), clip_ranges)
 def test_the_objective_is_a_pessimistic_bound(drawn, clip_range):

@@ -381,8 +381,8 @@ LOSSES = [
     Mutant(
         "the surrogate is the optimistic one",
         "losses.py",
-        "torch.minimum(ratio * advantages",
-        "torch.maximum(ratio * advantages",
+        "torch.where(objective <= clipped,",
+        "torch.where(objective >= clipped,",
         ("losses",),
     ),
     Mutant(
@@ -395,8 +395,8 @@ LOSSES = [
     Mutant(
         "the value clip takes the smaller error",
         "losses.py",
-        "torch.maximum(error",
-        "torch.minimum(error",
+        "torch.where(error >= other",
+        "torch.where(error <= other",
         ("losses",),
     ),
     Mutant(
@@ -2028,8 +2028,8 @@ OPTIONS = [
     Mutant(
         "the dual clip is for good actions",
         "losses.py",
-        "advantages < 0, bounded",
-        "advantages > 0, bounded",
+        "(advantages < 0) & (objective < bound)",
+        "(advantages > 0) & (objective < bound)",
         ("losses",),
     ),
     Mutant(
