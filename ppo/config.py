@@ -346,7 +346,8 @@ def _build_env(env_id: str, kwargs: Mapping[str, Any], wrappers: Sequence[Any]) 
             env = getattr(gymnasium.wrappers, name)(env, **arguments)
         except (AssertionError, TypeError, ValueError, gymnasium.error.Error) as error:
             env.close()
-            raise ConfigError(f"wrappers: {name}({arguments}) failed: {error}") from error
+            what = str(error) or type(error).__name__
+            raise ConfigError(f"wrappers: {name}({arguments}) failed: {what}") from error
     return env
 
 

@@ -217,7 +217,8 @@ def _trace(
         optional["action_mask"] = torch.ones(rows, ActionMasks(action_space).size).bool()
     if size:
         optional["state"] = torch.zeros(rows, size)
-    batch = {0: torch.export.Dim("batch", min=1)}
+    # The limit is for PyTorch 2.6, which else finds that a batch might have 2^63 - 1 rows.
+    batch = {0: torch.export.Dim("batch", min=1, max=2**31)}
     shapes = {"obs": map_tree(lambda _: batch, obs), **dict.fromkeys(optional, batch)}
     module = DeterministicPolicy(copy.deepcopy(policy).cpu(), observation_space, action_space)
     for part in module.modules():

@@ -16,7 +16,7 @@ from torch import Tensor
 __all__ = ["leaves", "leaves_with_paths", "map_tree", "rebuild"]
 
 # Most trees are one array. It takes ten times as long to ask whether that is a mapping.
-_ARRAYS = frozenset((np.ndarray, Tensor))
+_ARRAYS = (np.ndarray, Tensor)
 
 
 def map_tree(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
@@ -74,7 +74,7 @@ def rebuild(tree: Any, values: Sequence[Any]) -> Any:
         >>> rebuild({"a": 0, "b": (0, 0)}, [1, 2, 3])
         {'a': 1, 'b': (2, 3)}
     """
-    if type(tree) in _ARRAYS or not isinstance(tree, Mapping | tuple):
+    if type(tree) in _ARRAYS or not isinstance(tree, (Mapping, tuple)):
         (value,) = values
         return value
     remaining = iter(values)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pathlib
 
 CALLS = ("fsync", "replace", "rename", "open", "close", "link", "unlink", "mkdir")
 
@@ -61,4 +62,10 @@ def break_at(patch, number, end=lambda: None):
 
     patch.setattr(io, "open", open_file)
     patch.setattr("builtins.open", open_file)
+    accessor = getattr(pathlib, "_NormalAccessor", None)  # with functions of its own: Python 3.10
+    if accessor is not None:
+        patch.setattr(accessor, "open", staticmethod(open_file))
+        for name in CALLS:
+            if name != "open" and hasattr(accessor, name):
+                patch.setattr(accessor, name, staticmethod(getattr(os, name)))
     return calls

@@ -170,7 +170,7 @@ def team(fault, **moment):
         (
             {"step": 5},
             r"in step: the .* \(episode seed \d+, episode step 4, rollout step 4, "
-            r"action {'agent_1': np.int64\([01]\)}\)",
+            r"action {'agent_1': (np.int64\()?[01]\)?}\)",
         ),
         ({"reset": 1}, r"in reset: the .* \(episode seed \d+, episode step 0\)"),
         ({"reset": 2}, r"in reset: the .* \(episode seed \d+, episode step 0, rollout step 4\)"),

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ FLOORS = [
         "_allocator",
         "_checks",
         "_files",
+        "_hooks",
         "_masks",
         "_modes",
         "_reductions",
@@ -210,3 +212,12 @@ def test_importing_the_library_has_no_side_effects(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == result.stderr == ""
+
+
+def test_the_oldest_versions_that_are_tested_are_the_ones_that_are_required():
+    pinned = (ROOT / "tests" / "oldest.txt").read_text(encoding="utf-8")
+    stated = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    required = re.search(r"^dependencies = \[\n(.*?)^\]", stated, re.MULTILINE | re.DOTALL)
+    minima = re.findall(r'"(\S+)>=(\S+)"', required[1])
+    assert minima
+    assert sorted(minima) == sorted(re.findall(r"^(\S+)==(\S+)$", pinned, re.MULTILINE))

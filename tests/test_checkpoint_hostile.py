@@ -115,7 +115,7 @@ def forge_a_tensor(path, rng):
                 lambda: tensor.double(),
                 lambda: tensor.half(),
                 lambda: tensor.to(torch.int64),
-                lambda: tensor.to(torch.complex64),
+                lambda: tensor.to(torch.bfloat16),
                 lambda: tensor > 0,
                 lambda: tensor.reshape(-1, 1),
                 lambda: tensor.reshape(-1)[:-1].clone(),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import gymnasium
 import pytest
+import torch
 from environments import CountingEnv, FaultyEnv, crash, nan_obs
 from forging import edit_document
 from gymnasium.envs.registration import EnvSpec
@@ -26,6 +27,9 @@ from ppo.config import tuned_names
 from ppo.probes.environments import MaskedTMaze
 
 TINY = ["num_envs=2", "num_steps=32", "num_epochs=1", "steps=128"]
+NEEDS_MUON = pytest.mark.skipif(
+    not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon since 2.9"
+)
 TRAIN = ["train", "cartpole", *TINY, "--eval-episodes", "2"]
 
 
@@ -255,7 +259,7 @@ def test_wrong_usage_is_shown_the_right_one(arguments, words, capsys):
         (["env=Words-v0"], "Text"),
         (["policy.encoders={arm: {kind: mlp}}"], "'arm' leads nowhere"),
         (["learning_rates.encoder=1e-3"], "'encoder'.*it has actor, critic"),
-        (["optimizer=Muon"], "matrices only"),
+        pytest.param(["optimizer=Muon"], "matrices only", marks=NEEDS_MUON),
     ],
 )
 def test_what_only_the_environment_tells_is_named_and_leaves_no_run(

@@ -930,7 +930,9 @@ def test_the_seven_classic_environments_are_shipped():
 
 def test_a_wrapper_that_does_not_suit_the_environment_is_named():
     config = PPOConfig(env="CartPole-v1", wrappers=["GrayscaleObservation"])
-    with pytest.raises(ConfigError, match=r"GrayscaleObservation.* failed: .*image"):
+    with pytest.raises(
+        ConfigError, match=r"GrayscaleObservation.* failed: (AssertionError|.*image)"
+    ):
         config.env_factory()()
 
 

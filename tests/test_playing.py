@@ -91,13 +91,14 @@ def count_frames(path):
         return image.n_frames
 
 
-def test_a_video_that_was_broken_off_is_not_left_half_written(tmp_path):
+@pytest.mark.parametrize("name", ["video.mp4", "video.gif"])
+def test_a_video_that_was_broken_off_is_not_left_half_written(tmp_path, name):
     pytest.importorskip("moviepy")
 
     def leave(obs, mask, state):
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), open_video(CONFIG, tmp_path / "a.mp4") as env:
+    with pytest.raises(KeyboardInterrupt), open_video(CONFIG, tmp_path / name) as env:
         list(play(leave, env))
     assert not any(tmp_path.iterdir())
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-from gymnasium.wrappers import RecordVideo
+from gymnasium.wrappers import RecordVideo, RenderCollection
 
 from ppo.cli.folders import check_folder_of
 from ppo.collector.env_columns import mask_source
@@ -108,35 +108,53 @@ def open_video(config: PPOConfig, path: str | Path) -> Iterator[Env]:
         raise MissingExtraError(
             "recording needs moviepy; install the extra: pip install 'ppo-gae[video]'"
         ) from error
-    recorder = _GifRecorder if path.suffix == ".gif" else RecordVideo
+    record = _record_gif if path.suffix == ".gif" else _record_mp4
+    with record(_make(config, "rgb_array"), path) as env:
+        yield env
+
+
+@contextmanager
+def _record_mp4(env: Env, path: Path) -> Iterator[Env]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "video"
-        env: Env = recorder(
-            _make(config, "rgb_array"),
+        recorded: Env = RecordVideo(
+            env,
             str(folder),
             episode_trigger=lambda index: index == 0,
             video_length=sys.maxsize,  # not 0, with which a file would end with its episode
         )
         try:
-            yield env
+            yield recorded
         finally:
-            env.close()  # writes the file
+            recorded.close()  # writes the file
         video = next(folder.iterdir(), None)
         if video is None:
-            raise EnvCreationError(f"{config.env} drew no pictures in render mode 'rgb_array'")
+            raise _no_pictures(env)
         shutil.move(video, path)
 
 
-class _GifRecorder(RecordVideo[Any, Any]):
-    """Gymnasium's recorder, but for the format of the file."""
+@contextmanager
+def _record_gif(env: Env, path: Path) -> Iterator[Env]:
+    from moviepy.video.io.ImageSequenceClip import ImageSequenceClip
 
-    def stop_recording(self) -> None:
-        from moviepy.video.io.ImageSequenceClip import ImageSequenceClip
+    collected: Env = RenderCollection(env, reset_clean=False)
+    try:
+        yield collected
+        pictures: Any = collected.render()
+    finally:
+        env.close()
+    if not pictures:
+        raise _no_pictures(env)
+    clip = ImageSequenceClip(pictures, fps=env.metadata.get("render_fps", 30))
+    with tempfile.TemporaryDirectory() as temporary:
+        whole = Path(temporary) / path.name
+        clip.write_gif(str(whole), logger=None)
+        shutil.move(whole, path)
 
-        if self.recorded_frames:
-            clip = ImageSequenceClip(self.recorded_frames, fps=self.frames_per_sec)
-            clip.write_gif(f"{self.video_folder}/{self.name_prefix}.gif", logger=None)
-        self.recorded_frames, self.recording = [], False
+
+def _no_pictures(env: Env) -> EnvCreationError:
+    name = env.spec.id if env.spec else str(env)
+    return EnvCreationError(f"{name} drew no pictures in render mode 'rgb_array'")
 
 
 def _make(config: PPOConfig, render_mode: str) -> Env:

@@ -13,8 +13,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
+from ppo._hooks import any_global_hook
 from ppo.policies.bodies import MLP, NatureCNN
 from ppo.policies.encoders import Chain
 from ppo.policies.gru_layer import GRULayer
@@ -87,7 +87,7 @@ def snapshot(
     """
     try:
         parts = [normalizer, head, *itertools.chain(*bodies)]
-        _require(not (_has_any_global_hook() or any(map(_is_altered, modules_in(parts)))))
+        _require(not (any_global_hook() or any(map(_is_altered, modules_in(parts)))))
         choice = Choice(*_head_layer(head), _std(head), action_shape)
         encoder, body = _image_encoder(bodies)
         if encoder is not None:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppo._hooks import any_global_hook
+
 __all__ = ["Fingerprint"]
 
 _SIMPLE = (bool, int, float, str, bytes)
@@ -77,7 +79,7 @@ class Fingerprint:
         self._values = [*values, *map(type, modules), *hooks, *on_tensors, *places, *contents]
         self.repeatable = few and not (
             hooks
-            or nn.modules.module._has_any_global_hook()
+            or any_global_hook()
             or any(on_tensors)
             or any("_orig_mod" in module._modules for module in modules)
             or any(getattr(module, "_compiled_call_impl", None) for module in modules)
