@@ -7,6 +7,7 @@ import sys
 import threading
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 from processes import children, wait_until
@@ -38,6 +39,14 @@ def _no_child_outlives_its_module():
     gc.collect()
     multiprocessing.active_children()  # reaps those that have ended
     assert wait_until(lambda: children() <= before), f"left behind: {children() - before}"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _numpy_warns_as_before():
+    """A test module fails if NumPy warns of other things behind it."""
+    before = np.geterr()
+    yield
+    assert np.geterr() == before
 
 
 @pytest.fixture

@@ -23,9 +23,11 @@ from ppo.trees import leaves, map_tree
 __all__ = ["RawRollout"]
 
 
-def _surely_finite(array: np.ndarray) -> bool:
-    """Whether the sum is finite: then every number is. One that overflows needs a second look."""
-    return array.dtype.kind != "f" or math.isfinite(array.sum())
+# Not in a `with`, whose end an interrupt may prevent: NumPy would be silent from then on.
+@np.errstate(all="ignore")
+def _surely_finite(arrays: list[np.ndarray]) -> bool:
+    """Whether all sums are finite: then every number is. One that overflows needs a second look."""
+    return all(array.dtype.kind != "f" or math.isfinite(array.sum()) for array in arrays)
 
 
 @dataclasses.dataclass
@@ -51,9 +53,8 @@ class RawRollout:
         buffers, num_steps = self.buffers, self.num_steps
         seen = [rows[: num_steps + 1] for rows in leaves(buffers.obs)]
         finals = [leaf for final in self.harvest.finals for leaf in leaves(final.obs)]
-        with np.errstate(all="ignore"):
-            if all(map(_surely_finite, [buffers.rewards[:num_steps], *seen, *finals])):
-                return
+        if _surely_finite([buffers.rewards[:num_steps], *seen, *finals]):
+            return
         rewards = np.isfinite(buffers.rewards[:num_steps])
         successors = np.ones_like(rewards)
         # Nobody learns from what a row that is no transition shows, nor from what follows the last
