@@ -4,7 +4,7 @@ from torch.nn.modules import module
 
 __all__ = ["any_global_hook"]
 
-# One function of PyTorch looks at all of them, but only since 2.6.
+# PyTorch has a function that looks at all of them, but not yet in 2.6.
 _TABLES = (
     module._global_backward_pre_hooks,
     module._global_backward_hooks,

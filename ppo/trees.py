@@ -15,7 +15,8 @@ from torch import Tensor
 
 __all__ = ["leaves", "leaves_with_paths", "map_tree", "rebuild"]
 
-# Most trees are one array. It takes ten times as long to ask whether that is a mapping.
+# Most trees are one array. It takes ten times as long to ask whether that is a mapping. A tuple, as
+# PyTorch 2.6 exports nothing that asks a set of classes, or a union of them.
 _ARRAYS = (np.ndarray, Tensor)
 
 

@@ -130,6 +130,21 @@ def test_an_environment_that_cannot_be_shown_is_named(monkeypatch):
         open_window(PPOConfig(env="Blind-v0"), pytest.fail).__enter__()
 
 
+class Forgetful(CountingEnv):
+    """Takes a render mode and does not keep it."""
+
+    def __init__(self, render_mode):
+        super().__init__()
+
+
+@pytest.mark.parametrize("name", ["video.mp4", "video.gif"])
+@pytest.mark.filterwarnings("ignore:.*not in the possible render_modes")
+def test_an_environment_that_draws_nothing_is_named(monkeypatch, tmp_path, name):
+    monkeypatch.setitem(gymnasium.registry, "Forgetful-v0", EnvSpec("Forgetful-v0", Forgetful))
+    with pytest.raises(EnvCreationError, match=r"Forgetful-v0 draws no pictures.*render_mode"):
+        open_video(PPOConfig(env="Forgetful-v0"), tmp_path / name).__enter__()
+
+
 def test_a_window_without_a_display_is_said(monkeypatch):
     pytest.importorskip("pygame")
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")

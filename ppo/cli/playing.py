@@ -108,9 +108,16 @@ def open_video(config: PPOConfig, path: str | Path) -> Iterator[Env]:
         raise MissingExtraError(
             "recording needs moviepy; install the extra: pip install 'ppo-gae[video]'"
         ) from error
+    env = _make(config, "rgb_array")
+    if env.render_mode != "rgb_array":
+        env.close()
+        raise EnvCreationError(
+            f"{config.env} draws no pictures: its render_mode is {env.render_mode!r} although "
+            "'rgb_array' was asked for; set it in the environment"
+        )
     record = _record_gif if path.suffix == ".gif" else _record_mp4
-    with record(_make(config, "rgb_array"), path) as env:
-        yield env
+    with record(env, path) as recorded:
+        yield recorded
 
 
 @contextmanager
